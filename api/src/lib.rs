@@ -1,0 +1,1 @@
+//! The socket of the embedded size and the HTTP interface.

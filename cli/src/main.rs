@@ -1,0 +1,3 @@
+//! The `fettler` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What every database engine implements.

@@ -1,0 +1,1 @@
+//! Policies into jobs, rescue, retention, the watch for silence.

@@ -1,0 +1,1 @@
+//! Claims, leases, heartbeats, retries, checkpoints, cancellation, drain.
