@@ -1,1 +1,28 @@
-//! The words that all rooms share.
+//! The words that all rooms of Fettler share: ids, times, secrets, jobs, policies, backups,
+//! findings and problems. There is no I/O here and nothing that knows how a word is stored or sent.
+
+mod backup;
+mod id;
+mod job;
+mod policy;
+mod problem;
+mod secret;
+mod target;
+mod time;
+
+pub use backup::{
+    BackupFacts, BackupState, Fingerprint, KeepRules, ObjectFacts, ObjectKind, ProofFacts,
+    ProofVerdict, Warning,
+};
+pub use id::{
+    AttemptToken, BackupId, DatabaseId, DatabaseName, InvalidName, JobId, JobKindName, PolicyId,
+    PolicyName, TenantId,
+};
+pub use job::{
+    AttemptOutcome, ExclusionClass, JobRequest, JobState, Priority, Progress, SlotClass, WaitReason,
+};
+pub use policy::{CatchUp, Overlap, PolicySpec, ProveEvery, TickOutcome, Window};
+pub use problem::{ErrorClass, Problem};
+pub use secret::{InvalidReference, Secret, SecretReference};
+pub use target::{DatabaseUrl, Engine, InvalidUrl};
+pub use time::Timestamp;

@@ -1,0 +1,239 @@
+//! Where a database is: a URL without its password, and the engine that its scheme names.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use percent_encoding::percent_decode_str;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use url::Url;
+
+use crate::Secret;
+
+/// The database engines that Fettler knows.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// PostgreSQL, with TimescaleDB.
+    Postgres,
+    /// SQLite.
+    Sqlite,
+}
+
+impl Engine {
+    /// The engine's name as it stands in URLs, manifests and tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Engine {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        match text {
+            "postgres" | "postgresql" => Ok(Self::Postgres),
+            "sqlite" => Ok(Self::Sqlite),
+            other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
+        }
+    }
+}
+
+/// Why a database's URL was refused. No message repeats the URL, since it may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidUrl {
+    /// No engine has this scheme.
+    #[error(
+        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `sqlite:/path` or the path of a SQLite file"
+    )]
+    UnknownScheme(String),
+    /// Not a URL, not a path.
+    #[error(
+        "the database's URL cannot be read ({0}): write it as `postgres://user@host:port/database`"
+    )]
+    Malformed(String),
+}
+
+/// A database's place, without the password: safe to store, print and log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+pub struct DatabaseUrl {
+    engine: Engine,
+    url: String,
+}
+
+impl DatabaseUrl {
+    /// Reads a URL or the path of a SQLite file, and takes the password out of it.
+    ///
+    /// # Errors
+    ///
+    /// When the scheme is unknown or the URL is malformed.
+    pub fn parse_with_password(text: &str) -> Result<(Self, Option<Secret>), InvalidUrl> {
+        let scheme_length = text.find(':').filter(|&at| {
+            at > 1
+                && text[..at]
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'+')
+        });
+        let Some(at) = scheme_length else {
+            if text.is_empty() {
+                return Err(InvalidUrl::Malformed("it is empty".to_owned()));
+            }
+            return Ok((Self::sqlite(text), None));
+        };
+        let engine: Engine = text[..at].parse()?;
+        match engine {
+            Engine::Sqlite => {
+                let path = text[at + 1..].strip_prefix("//").unwrap_or(&text[at + 1..]);
+                if path.is_empty() {
+                    return Err(InvalidUrl::Malformed("it names no file".to_owned()));
+                }
+                Ok((Self::sqlite(path), None))
+            }
+            Engine::Postgres => {
+                let mut url =
+                    Url::parse(text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
+                let mut password = url
+                    .password()
+                    .map(|encoded| percent_decode_str(encoded).decode_utf8_lossy().into_owned());
+                if url.password().is_some() {
+                    url.set_password(None)
+                        .map_err(|()| InvalidUrl::Malformed("it cannot hold a password".into()))?;
+                }
+                // libpq takes `?password=` too.
+                if url.query_pairs().any(|(key, _)| key == "password") {
+                    let kept: Vec<(String, String)> = url
+                        .query_pairs()
+                        .filter(|(key, _)| key != "password")
+                        .map(|(key, value)| (key.into_owned(), value.into_owned()))
+                        .collect();
+                    password = url
+                        .query_pairs()
+                        .find(|(key, _)| key == "password")
+                        .map(|(_, value)| value.into_owned());
+                    url.set_query(None);
+                    if !kept.is_empty() {
+                        url.query_pairs_mut().extend_pairs(kept);
+                    }
+                }
+                Ok((
+                    Self {
+                        engine,
+                        url: url.into(),
+                    },
+                    password.map(Secret::new),
+                ))
+            }
+        }
+    }
+
+    fn sqlite(path: &str) -> Self {
+        Self {
+            engine: Engine::Sqlite,
+            url: format!("sqlite:{path}"),
+        }
+    }
+
+    /// The engine that serves this database.
+    #[must_use]
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// The URL as text; it holds no password.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.url
+    }
+
+    /// For a database that is a file: its path.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        match self.engine {
+            Engine::Sqlite => self.url.strip_prefix("sqlite:").map(PathBuf::from),
+            Engine::Postgres => None,
+        }
+    }
+
+    /// The same place with a file's path made absolute, so that it means the same in any folder.
+    ///
+    /// # Errors
+    ///
+    /// When the current folder cannot be told.
+    pub fn absolute(self) -> std::io::Result<Self> {
+        match self.path() {
+            Some(path) => Ok(Self::sqlite(&std::path::absolute(path)?.to_string_lossy())),
+            None => Ok(self),
+        }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl TryFrom<String> for DatabaseUrl {
+    type Error = InvalidUrl;
+
+    fn try_from(text: String) -> Result<Self, InvalidUrl> {
+        Self::parse_with_password(&text).map(|(url, _)| url)
+    }
+}
+
+impl From<DatabaseUrl> for String {
+    fn from(url: DatabaseUrl) -> Self {
+        url.url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p9_a_password_leaves_the_url() {
+        for text in [
+            "postgres://ann:s%40crt@db/app?sslmode=require",
+            "postgresql://ann@db/app?sslmode=require&password=s@crt",
+        ] {
+            let (url, password) = DatabaseUrl::parse_with_password(text).unwrap();
+            assert_eq!(password.unwrap().expose(), "s@crt");
+            assert!(!url.to_string().contains("crt"), "{url}");
+            assert!(url.as_str().contains("sslmode=require"));
+        }
+    }
+
+    #[test]
+    fn a_path_is_a_sqlite_database() {
+        for text in [
+            "./shop.sqlite",
+            "sqlite:./shop.sqlite",
+            "sqlite://./shop.sqlite",
+        ] {
+            let (url, _) = DatabaseUrl::parse_with_password(text).unwrap();
+            assert_eq!(url.engine(), Engine::Sqlite);
+            assert_eq!(url.path().unwrap(), PathBuf::from("./shop.sqlite"));
+        }
+    }
+
+    #[test]
+    fn an_unknown_scheme_is_named() {
+        let error = DatabaseUrl::parse_with_password("oracle://x:secret@y/z").unwrap_err();
+        assert!(error.to_string().contains("oracle"));
+        assert!(!error.to_string().contains("secret"));
+    }
+}
