@@ -1,1 +1,3 @@
 //! Policies into jobs, rescue, retention, the watch for silence.
+
+pub mod calendar;
