@@ -19,12 +19,14 @@
 
 mod error;
 mod install;
+mod minio;
 mod postgres;
 mod process;
 mod wait;
 
 pub use error::ServerError;
 pub use install::server_folder;
+pub use minio::MinioServer;
 pub use postgres::{PgMajor, PostgresOptions, PostgresServer, TestDatabase};
 pub use wait::{free_port, wait_until};
 

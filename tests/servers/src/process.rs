@@ -147,7 +147,10 @@ fn process_folder() -> Result<&'static Path> {
     Ok(folder.insert(path))
 }
 
-/// `$TMPDIR` where every user may get there, else `/tmp`.
+/// The longest folder for temporary files that leaves room for the name of a Unix socket, whose path ends at 107 bytes.
+const TEMPORARY_FOLDER_BYTES: usize = 48;
+
+/// `$TMPDIR` where every user may get there and its name is short enough, else `/tmp`.
 fn temporary_folder() -> PathBuf {
     let wanted = std::env::temp_dir();
     let open = |folder: &Path| {
@@ -155,8 +158,10 @@ fn temporary_folder() -> PathBuf {
             .metadata()
             .is_ok_and(|metadata| metadata.mode() & 0o001 != 0)
     };
-    let open_to_all = wanted.is_absolute() && wanted.ancestors().all(open);
-    if open_to_all {
+    let usable = wanted.is_absolute()
+        && wanted.as_os_str().len() <= TEMPORARY_FOLDER_BYTES
+        && wanted.ancestors().all(open);
+    if usable {
         wanted
     } else {
         PathBuf::from("/tmp")
