@@ -1,1 +1,22 @@
-//! The SQL truth.
+//! The ledger: the SQL truth of who there is, what was asked for, what runs and what came of it. It
+//! lives in a SQLite file or in a PostgreSQL database; both pass one suite, and no caller can tell
+//! them apart.
+//!
+//! What it keeps, above all: an accepted job ends in a final state (P1); a job has one running attempt,
+//! and what a superseded one still writes is refused (P2); a job that waits says why (P12). A job is
+//! one narrow row while it lives, which nothing but its own claim, heartbeats and end touch, and which
+//! moves to the history when it ends (rule 9).
+//!
+//! A [`Ledger`] is cheap to clone. All times that it compares are its own: [`Ledger::now`].
+
+mod error;
+mod records;
+
+pub use error::LedgerError;
+pub use records::*;
+
+/// A result with the ledger's error.
+pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
+
+mod ledger;
+pub use ledger::{Ledger, LedgerOptions, Wakeups};
