@@ -18,16 +18,21 @@
 //! is missing on a machine is an error that names `tests/servers/install.sh`: no test is ever skipped for want of a server.
 
 mod error;
+mod front;
 mod install;
 mod minio;
 mod postgres;
 mod process;
+mod s3_proxy;
+mod tcp_proxy;
 mod wait;
 
 pub use error::ServerError;
 pub use install::server_folder;
 pub use minio::MinioServer;
 pub use postgres::{PgMajor, PostgresOptions, PostgresServer, TestDatabase};
+pub use s3_proxy::{S3Action, S3Proxy, S3Request};
+pub use tcp_proxy::TcpProxy;
 pub use wait::{free_port, wait_until};
 
 /// A result with the error of this crate.

@@ -23,6 +23,9 @@ const REGION: &str = "us-east-1";
 /// How long a start may take on a machine that is busy with other tests.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
+/// How long an answer to one look may take, before it is asked again.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long a stop in good order may take.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -120,23 +123,28 @@ impl MinioServer {
         Ok(())
     }
 
-    /// Asks the server itself. Only a whole answer from MinIO counts: another process may sit on the port.
+    /// Asks the server itself. It listens, and calls itself ready, before it takes requests: until then it answers them with
+    /// 503. So the store must be healthy, and a request that nobody signed must be refused for just that.
     fn is_ready(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            write!(
-                stream,
-                "GET /minio/health/ready HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n\r\n",
-                self.port
-            )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
+        let answers = |path: &str, status: &str| {
+            self.ask(path).is_ok_and(|answer| {
+                answer.contains(status) && answer.contains("\r\nServer: MinIO\r\n")
+            })
         };
-        ask().is_ok_and(|answer| {
-            answer.contains(" 200 OK\r\n") && answer.contains("Server: MinIO\r\n")
-        })
+        answers("/minio/health/cluster", " 200 OK\r\n") && answers("/", " 403 Forbidden\r\n")
+    }
+
+    fn ask(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.set_read_timeout(Some(ANSWERS_WITHIN))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n\r\n",
+            self.port
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// Makes an empty bucket. Nothing happens where there is one of this name.

@@ -410,6 +410,16 @@ impl PostgresServer {
         self.client.url(database)
     }
 
+    /// The same through another port: that of a proxy before this server.
+    #[must_use]
+    pub fn url_via(&self, port: u16, database: &str) -> String {
+        Client {
+            port,
+            ..self.client.clone()
+        }
+        .url(database)
+    }
+
     /// The URL of a database over TCP for another role.
     #[must_use]
     pub fn url_as(&self, user: &str, password: &str, database: &str) -> String {

@@ -17,7 +17,10 @@ fn client(server: &MinioServer, bucket: &str) -> AmazonS3 {
                 Ok(key) => builder.with_config(key, value),
                 Err(error) => panic!("object_store does not know {name}: {error}"),
             });
-    builder.with_bucket_name(bucket).build().expect("the settings are complete")
+    builder
+        .with_bucket_name(bucket)
+        .build()
+        .expect("the settings are complete")
 }
 
 #[tokio::test]
