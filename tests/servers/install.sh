@@ -7,7 +7,8 @@
 #
 # Debian's packages need root; everything else also goes without. The folder is the first of
 #   $FETTLER_TEST_SERVERS
-#   <repository>/.servers               unless the user `postgres`, whom root starts PostgreSQL as, cannot get there
+#   <repository>/.servers               unless root runs this and the user `postgres`, whom it starts PostgreSQL as, cannot
+#                                       get there
 #   /var/lib/fettler-test-servers       for a checkout below a closed folder such as /root
 # `tests/servers/src/install.rs` looks for the programs in the same places, in the same order.
 set -euo pipefail
@@ -40,12 +41,15 @@ open_to_all() {
 }
 
 choose_folder() {
+    local beside="$repository/.servers"
     if [ -n "${FETTLER_TEST_SERVERS:-}" ]; then
         printf '%s\n' "$FETTLER_TEST_SERVERS"
-    elif ! is_root && [ ! -w "$repository" ] || is_root && ! open_to_all "$repository"; then
-        printf '%s\n' /var/lib/fettler-test-servers
+    elif is_root && open_to_all "$repository"; then
+        printf '%s\n' "$beside"
+    elif ! is_root && { [ -d "$beside" ] || [ -w "$repository" ]; }; then
+        printf '%s\n' "$beside"
     else
-        printf '%s\n' "$repository/.servers"
+        printf '%s\n' /var/lib/fettler-test-servers
     fi
 }
 
