@@ -1,1 +1,8 @@
-//! End-to-end tests on real servers.
+//! What the end-to-end tests share: the built binary, an installation in a folder of its own, and
+//! databases with content whose truth can be asked by other means than Fettler's.
+
+mod installation;
+pub mod sqlite;
+
+pub use fettler_test_servers as servers;
+pub use installation::{Answer, Installation, Running};
