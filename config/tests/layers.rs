@@ -1,4 +1,5 @@
 //! What users may rely on when they write settings: layers, origins, and every mistake at its place.
+#![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, fs, path::Path};
 
