@@ -1,1 +1,26 @@
-//! The list of engines.
+//! The list of engines: a new one is its own folder and one line here.
+
+use std::sync::Arc;
+
+use fettler_engine::DatabaseEngine;
+use fettler_engine_sqlite::SqliteEngine;
+use fettler_model::Engine;
+
+/// All engines.
+#[must_use]
+pub fn all() -> Vec<Arc<dyn DatabaseEngine>> {
+    vec![Arc::new(SqliteEngine)]
+}
+
+/// The engine of this name.
+///
+/// # Panics
+///
+/// Never: a test holds that each name has its engine.
+#[must_use]
+pub fn engine(engine: Engine) -> Arc<dyn DatabaseEngine> {
+    all()
+        .into_iter()
+        .find(|listed| listed.engine() == engine)
+        .expect("each engine that has a name is in the list")
+}

@@ -9,6 +9,8 @@ mod error;
 mod progress;
 mod rate;
 mod streams;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::{fmt, path::PathBuf};
 
