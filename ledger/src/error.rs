@@ -4,7 +4,7 @@ use fettler_model::{AttemptToken, ErrorClass, JobId, Problem};
 use thiserror::Error;
 
 /// An error of the ledger. Messages hold no secrets and no arguments of jobs.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LedgerError {
     /// The URL names no ledger that Fettler can open.
     #[error("{what}")]

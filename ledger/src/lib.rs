@@ -9,14 +9,26 @@
 //!
 //! A [`Ledger`] is cheap to clone. All times that it compares are its own: [`Ledger::now`].
 
+mod batch;
+mod catalogue;
+mod codes;
+mod dialect;
 mod error;
+mod events;
+mod job;
+mod ledger;
+mod migrate;
+mod policies;
 mod records;
+mod row;
+mod store;
+mod tenancy;
+mod wake;
 
 pub use error::LedgerError;
+pub use ledger::{Ledger, LedgerOptions};
 pub use records::*;
+pub use wake::Wakeups;
 
 /// A result with the ledger's error.
 pub type Result<T, E = LedgerError> = std::result::Result<T, E>;
-
-mod ledger;
-pub use ledger::{Ledger, LedgerOptions, Wakeups};

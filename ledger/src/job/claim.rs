@@ -1,0 +1,596 @@
+//! Claiming: one short transaction for a batch, durable before a job starts (rule 3). Candidates come in
+//! the order of their rank; one whose database is held parks there (rule 4).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use fettler_model::{
+    AttemptToken, DatabaseId, ExclusionClass, JobId, JobKindName, JobState, Timestamp, WaitReason,
+};
+use serde_json::{Value, json};
+
+use super::{
+    COMMON, LIVE, Row,
+    finish::{Finish, finish, pass_turn},
+    id_list,
+};
+use crate::{
+    ClaimRequest, Claimed, ClaimedBatch, Fencing, JobRecord, Ledger, LedgerError, Result,
+    dialect::Column,
+    row::{Fields, json_text},
+    store::{Transaction, V},
+};
+
+const DOING: &str = "claiming jobs";
+/// How many jobs one claim takes at most.
+const MAX_CLAIM: usize = 500;
+/// How often a claim looks for more in place of those that it had to park.
+const ROUNDS: usize = 4;
+/// How many delayed jobs become claimable in one claim.
+const PROMOTED: i64 = 500;
+
+/// Whether a job needs its database for itself.
+pub(super) fn excludes(record: &JobRecord) -> bool {
+    record.database.is_some() && record.exclusion != ExclusionClass::Free
+}
+
+impl Ledger {
+    /// Claims jobs for a worker, as many as it has room for: each gets a new fencing token (rule 2) and
+    /// a lease. A job whose database is held by another one parks there and says why (P12).
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away; then nothing was claimed, or leases run out unused.
+    pub async fn claim(&self, request: &ClaimRequest) -> Result<ClaimedBatch> {
+        self.claim_from(request, request.only.as_deref()).await
+    }
+
+    /// Claims only these jobs, as a queue delivered them; the worker's room bounds how many.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::claim`].
+    pub async fn claim_by_ids(
+        &self,
+        request: &ClaimRequest,
+        ids: &[JobId],
+    ) -> Result<ClaimedBatch> {
+        self.claim_from(request, Some(ids)).await
+    }
+
+    async fn claim_from(
+        &self,
+        request: &ClaimRequest,
+        ids: Option<&[JobId]>,
+    ) -> Result<ClaimedBatch> {
+        let (due, ready) = self.outlook(request).await?;
+        let now = self.now().await?;
+        let is_due = due.is_some_and(|due| due <= now);
+        if !ready && !is_due {
+            self.keep_announced(request).await?;
+            return Ok(ClaimedBatch {
+                jobs: Vec::new(),
+                next_due_in: due.map(|due| due.since(now)),
+            });
+        }
+        let mut transaction = self.inner.store.begin(DOING).await?;
+        let now = transaction.now().await?;
+        if is_due {
+            promote(&mut transaction, now).await?;
+        }
+        let announce = self.must_announce(request);
+        if announce {
+            super::attempt::announce(
+                &mut transaction,
+                &request.worker,
+                Some(&request.kinds),
+                now,
+                request.lease,
+            )
+            .await?;
+        }
+        let jobs = claim_batch(&mut transaction, request, ids, now).await?;
+        let next_due = if is_due {
+            let row = transaction
+                .row("SELECT MIN(due) AS due FROM job WHERE lane = 1", &[])
+                .await?;
+            row.map(|row| Fields::of(&row, DOING).time_or_none("due"))
+                .transpose()?
+                .flatten()
+        } else {
+            due
+        };
+        transaction.commit().await?;
+        if announce {
+            self.announced(request);
+        }
+        Ok(ClaimedBatch {
+            jobs,
+            next_due_in: next_due.map(|due| due.since(now)),
+        })
+    }
+
+    /// The next due time of a delayed job, and whether anything may be claimable: asked without a
+    /// lock, so that an idle worker costs nothing.
+    async fn outlook(&self, request: &ClaimRequest) -> Result<(Option<Timestamp>, bool)> {
+        let store = &self.inner.store;
+        let sql = format!(
+            "SELECT (SELECT MIN(due) FROM job WHERE lane = 1) AS due,
+                    CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 0 AND kind {among} AND lane = 0 AND state = 0)
+                         THEN 1 ELSE 0 END AS ready_long,
+                    CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 1 AND kind {among} AND lane = 0 AND state = 0)
+                         THEN 1 ELSE 0 END AS ready_short",
+            among = store.dialect.among(1)
+        );
+        let row = store
+            .read_one(DOING, sql, &[V::S(json_text(&request.kinds)?)])
+            .await?
+            .ok_or(LedgerError::Damaged {
+                doing: DOING,
+                what: "a statement that gives one row gave none".to_owned(),
+            })?;
+        let fields = Fields::of(&row, DOING);
+        let ready = (request.long > 0 && fields.number("ready_long")? != 0)
+            || (request.short > 0 && fields.number("ready_short")? != 0);
+        Ok((fields.time_or_none("due")?, ready))
+    }
+
+    /// The running attempt that this process was started for (rule 7): the claim as it stands.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Superseded`] when the attempt is not the job's newest or does not run.
+    pub async fn claimed(&self, fencing: Fencing) -> Result<Claimed> {
+        let sql = format!(
+            "SELECT {COMMON}, {LIVE} FROM job j WHERE id = $1 AND token = $2 AND state = 1"
+        );
+        let values = [V::S(fencing.job.to_string()), V::N(fencing.token.value())];
+        let row = self
+            .inner
+            .store
+            .read_one(DOING, sql, &values)
+            .await?
+            .ok_or(LedgerError::Superseded {
+                job: fencing.job,
+                token: fencing.token,
+            })?;
+        let job = Row::read(&row, DOING)?.record;
+        let lease_until = job.lease_until.unwrap_or(job.submitted);
+        Ok(Claimed {
+            job,
+            token: fencing.token,
+            lease_until,
+        })
+    }
+
+    fn must_announce(&self, request: &ClaimRequest) -> bool {
+        let announced = self.inner.announced();
+        announced
+            .get(&request.worker)
+            .is_none_or(|at: &Instant| at.elapsed() > request.lease / 3)
+    }
+
+    fn announced(&self, request: &ClaimRequest) {
+        self.inner
+            .announced()
+            .insert(request.worker.clone(), Instant::now());
+    }
+
+    /// Says that a worker is there which found nothing to do.
+    async fn keep_announced(&self, request: &ClaimRequest) -> Result<()> {
+        if self.must_announce(request) {
+            self.announce_worker(&request.worker, &request.kinds, request.lease)
+                .await?;
+            self.announced(request);
+        }
+        Ok(())
+    }
+}
+
+/// Makes delayed jobs claimable whose time has come.
+async fn promote(transaction: &mut Transaction, now: Timestamp) -> Result<()> {
+    let skip_locked = transaction.dialect.skip_locked();
+    transaction
+        .execute(
+            format!(
+                "UPDATE job SET lane = 0, wait = 0
+                 WHERE id IN (SELECT id FROM job WHERE lane = 1 AND due <= $1 ORDER BY due LIMIT {PROMOTED} {skip_locked})"
+            ),
+            &[V::N(now.micros())],
+        )
+        .await?;
+    Ok(())
+}
+
+async fn claim_batch(
+    transaction: &mut Transaction,
+    request: &ClaimRequest,
+    ids: Option<&[JobId]>,
+    now: Timestamp,
+) -> Result<Vec<Claimed>> {
+    let mut room = Room {
+        long: request.long.min(MAX_CLAIM),
+        short: request.short.min(MAX_CLAIM),
+    };
+    let mut claimed = Vec::new();
+    for _ in 0..ROUNDS {
+        let candidates = candidates(transaction, request, ids, &room).await?;
+        if candidates.is_empty() {
+            break;
+        }
+        let refused = decide(
+            transaction,
+            request,
+            now,
+            candidates,
+            &mut room,
+            &mut claimed,
+        )
+        .await?;
+        if refused == 0 || (room.long == 0 && room.short == 0) {
+            break;
+        }
+    }
+    Ok(claimed)
+}
+
+/// How many jobs of each class the worker still has room for.
+struct Room {
+    long: usize,
+    short: usize,
+}
+
+impl Room {
+    fn of(&mut self, row: &Row) -> &mut usize {
+        if row.is_long() {
+            &mut self.long
+        } else {
+            &mut self.short
+        }
+    }
+}
+
+/// The first claimable jobs of each kind and slot class, in the order of their rank. Each kind is a
+/// range of the index `job_order`, so that a million jobs that this worker cannot run cost nothing.
+async fn candidates(
+    transaction: &mut Transaction,
+    request: &ClaimRequest,
+    ids: Option<&[JobId]>,
+    room: &Room,
+) -> Result<Vec<Row>> {
+    let dialect = transaction.dialect;
+    let skip_locked = dialect.skip_locked();
+    let rows = if let Some(ids) = ids {
+        let sql = format!(
+            "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND kind {} AND lane = 0 AND state = 0
+             ORDER BY rank, id LIMIT {MAX_CLAIM} {skip_locked}",
+            dialect.among(1),
+            dialect.among(2)
+        );
+        let values = [
+            V::S(id_list(ids.iter().copied())),
+            V::S(json_text(&request.kinds)?),
+        ];
+        transaction.rows(sql, &values).await?
+    } else {
+        let mut arms = Vec::new();
+        let mut values: Vec<V<'_>> = Vec::new();
+        for (slot, room) in [(0, room.long), (1, room.short)] {
+            if room == 0 {
+                continue;
+            }
+            values.push(V::N(i64::try_from(room).expect("room is bounded")));
+            let limit = values.len();
+            for kind in &request.kinds {
+                values.push(V::T(kind.as_str()));
+                arms.push(format!(
+                    "SELECT * FROM (SELECT {COMMON}, {LIVE} FROM job
+                        WHERE slot = {slot} AND kind = ${kind} AND lane = 0 AND state = 0
+                        ORDER BY rank, id LIMIT ${limit} {skip_locked}) a{kind}",
+                    kind = values.len()
+                ));
+            }
+        }
+        if arms.is_empty() {
+            return Ok(Vec::new());
+        }
+        transaction.rows(arms.join(" UNION ALL "), &values).await?
+    };
+    let mut candidates = rows
+        .iter()
+        .map(|row| Row::read(row, DOING))
+        .collect::<Result<Vec<_>>>()?;
+    candidates.sort_by_key(|row| (row.rank, row.id()));
+    Ok(candidates)
+}
+
+/// Claims, parks or expires each candidate; returns how many were not claimed though there was room.
+async fn decide(
+    transaction: &mut Transaction,
+    request: &ClaimRequest,
+    now: Timestamp,
+    candidates: Vec<Row>,
+    room: &mut Room,
+    claimed: &mut Vec<Claimed>,
+) -> Result<usize> {
+    let (expired, candidates): (Vec<Row>, Vec<Row>) = candidates
+        .into_iter()
+        .partition(|row| row.record.deadline.is_some_and(|at| at <= now));
+    let ends: Vec<Finish<'_>> = expired
+        .iter()
+        .map(|row| Finish::unrun(row, JobState::Expired))
+        .collect();
+    finish(transaction, now, &ends).await?;
+    for row in &expired {
+        pass_turn(transaction, row).await?;
+    }
+    let databases = candidates
+        .iter()
+        .filter(|row| excludes(&row.record))
+        .filter_map(|row| row.record.database);
+    let names = resource_names(transaction, databases).await?;
+    let mut holders = lock_resources(transaction, &names, now).await?;
+
+    let (mut taken, mut parked) = (Vec::new(), Vec::new());
+    for row in candidates {
+        let free = room.of(&row);
+        if *free == 0 {
+            continue;
+        }
+        let name = row
+            .record
+            .database
+            .filter(|_| excludes(&row.record))
+            .and_then(|database| names.get(&database).cloned());
+        if let Some(name) = &name {
+            let holder = holders.entry(name.clone()).or_default();
+            if holder.is_some() {
+                parked.push((row, name.clone()));
+                continue;
+            }
+            *holder = Some((row.id(), row.record.kind.clone()));
+        }
+        *free -= 1;
+        taken.push((row, name));
+    }
+    park(transaction, &parked).await?;
+    take_resources(transaction, &taken, now).await?;
+    take(transaction, request, now, taken, claimed).await?;
+    Ok(parked.len() + expired.len())
+}
+
+/// What excludes jobs on these databases: their own identity, or their record until that is known
+/// (rule 17). The records stay as they are until the commit.
+pub(super) async fn resource_names(
+    transaction: &mut Transaction,
+    databases: impl IntoIterator<Item = DatabaseId>,
+) -> Result<HashMap<DatabaseId, String>> {
+    let databases: Vec<DatabaseId> = databases.into_iter().collect();
+    if databases.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let dialect = transaction.dialect;
+    let sql = format!(
+        "SELECT id, identity_key FROM database_record WHERE id {} ORDER BY id {}",
+        dialect.among(1),
+        dialect.for_share()
+    );
+    let rows = transaction
+        .rows(sql, &[V::S(json_text(&databases)?)])
+        .await?;
+    let mut names: HashMap<DatabaseId, String> = databases
+        .into_iter()
+        .map(|id| (id, record_name(id)))
+        .collect();
+    for row in &rows {
+        let fields = Fields::of(row, DOING);
+        if let Some(identity) = fields.text_or_none("identity_key")? {
+            names.insert(fields.parsed("id")?, identity_name(&identity));
+        }
+    }
+    Ok(names)
+}
+
+/// The name of a database as a resource while its identity is not known.
+pub(crate) fn record_name(id: DatabaseId) -> String {
+    format!("record:{id}")
+}
+
+/// The name of a database as a resource.
+pub(crate) fn identity_name(identity: &str) -> String {
+    format!("database:{identity}")
+}
+
+type Holders = BTreeMap<String, Option<(JobId, JobKindName)>>;
+
+/// Locks the rows of these resources, in the order of their names, once for the whole batch.
+async fn lock_resources(
+    transaction: &mut Transaction,
+    names: &HashMap<DatabaseId, String>,
+    now: Timestamp,
+) -> Result<Holders> {
+    if names.is_empty() {
+        return Ok(Holders::new());
+    }
+    let dialect = transaction.dialect;
+    let mut sorted: Vec<&String> = names.values().collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let list = json_text(&sorted)?;
+    transaction
+        .execute(
+            format!(
+                "INSERT INTO resource (name, since) SELECT name, $2 FROM {} v WHERE 1 = 1 ORDER BY name
+                 ON CONFLICT (name) DO NOTHING",
+                dialect.rows(1, &[("name", Column::Text)])
+            ),
+            &[
+                V::S(json_text(
+                    &sorted
+                        .iter()
+                        .map(|name| json!({"name": name}))
+                        .collect::<Vec<_>>(),
+                )?),
+                V::N(now.micros()),
+            ],
+        )
+        .await?;
+    let sql = format!(
+        "SELECT name, job, kind FROM resource WHERE name {} ORDER BY name {}",
+        dialect.among(1),
+        dialect.for_update()
+    );
+    let rows = transaction.rows(sql, &[V::S(list)]).await?;
+    rows.iter()
+        .map(|row| {
+            let fields = Fields::of(row, DOING);
+            let holder = match (
+                fields.parsed_or_none("job")?,
+                fields.parsed_or_none("kind")?,
+            ) {
+                (Some(job), Some(kind)) => Some((job, kind)),
+                _ => None,
+            };
+            Ok((fields.text("name")?, holder))
+        })
+        .collect()
+}
+
+/// Parks jobs at the resources that refused them; their age and place stay (rule 4).
+async fn park(transaction: &mut Transaction, parked: &[(Row, String)]) -> Result<()> {
+    if parked.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<Value> = parked
+        .iter()
+        .map(|(row, name)| json!({"vid": row.id(), "vname": name}))
+        .collect();
+    transaction
+        .execute(
+            format!(
+                "UPDATE job SET lane = 2, parked_at = vname FROM {} v WHERE id = vid AND state = 0 AND lane = 0",
+                transaction
+                    .dialect
+                    .rows(1, &[("vid", Column::Text), ("vname", Column::Text)])
+            ),
+            &[V::S(json_text(&rows)?)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Writes who holds the resources; the condition that decides stands in the statement (rule 3).
+async fn take_resources(
+    transaction: &mut Transaction,
+    taken: &[(Row, Option<String>)],
+    now: Timestamp,
+) -> Result<()> {
+    let rows: Vec<Value> = taken
+        .iter()
+        .filter_map(|(row, name)| {
+            name.as_ref()
+                .map(|name| json!({"vname": name, "vjob": row.id(), "vkind": row.record.kind}))
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let written = transaction
+        .execute(
+            format!(
+                "UPDATE resource SET job = vjob, kind = vkind, since = $2 FROM {} v WHERE name = vname AND job IS NULL",
+                transaction.dialect.rows(
+                    1,
+                    &[
+                        ("vname", Column::Text),
+                        ("vjob", Column::Text),
+                        ("vkind", Column::Text)
+                    ]
+                )
+            ),
+            &[V::S(json_text(&rows)?), V::N(now.micros())],
+        )
+        .await?;
+    if written == rows.len() as u64 {
+        Ok(())
+    } else {
+        Err(LedgerError::Busy {
+            doing: DOING,
+            what: "a resource was taken at the same moment".to_owned(),
+        })
+    }
+}
+
+/// Makes the jobs this worker's: new tokens, new leases.
+async fn take(
+    transaction: &mut Transaction,
+    request: &ClaimRequest,
+    now: Timestamp,
+    taken: Vec<(Row, Option<String>)>,
+    claimed: &mut Vec<Claimed>,
+) -> Result<()> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let lease_until = now.plus(request.lease);
+    let mut tokens = HashMap::with_capacity(taken.len());
+    let rows: Vec<Value> = taken
+        .iter()
+        .map(|(row, name)| {
+            let token = AttemptToken::new(row.token.attempt_number() + 1, rand::random());
+            tokens.insert(row.id(), token);
+            json!({"vid": row.id(), "vtoken": token.value(), "vholds": name})
+        })
+        .collect();
+    let sql = format!(
+        "UPDATE job SET state = 1, token = vtoken, worker = $2, started = $3, lease_until = $4, holds = vholds, progress = NULL
+         FROM {} v WHERE id = vid AND state = 0 AND lane = 0
+         RETURNING id",
+        transaction.dialect.rows(
+            1,
+            &[
+                ("vid", Column::Text),
+                ("vtoken", Column::Number),
+                ("vholds", Column::Text)
+            ]
+        )
+    );
+    let values = [
+        V::S(json_text(&rows)?),
+        V::T(&request.worker),
+        V::N(now.micros()),
+        V::N(lease_until.micros()),
+    ];
+    let changed = transaction.rows(sql, &values).await?.len();
+    if changed != taken.len() {
+        return Err(LedgerError::Busy {
+            doing: DOING,
+            what: "a job was changed at the same moment".to_owned(),
+        });
+    }
+    for (row, _) in taken {
+        let token = tokens[&row.id()];
+        claimed.push(Claimed {
+            token,
+            lease_until,
+            job: JobRecord {
+                state: JobState::Running,
+                wait: None::<WaitReason>,
+                attempt: token.attempt_number(),
+                worker: Some(request.worker.clone()),
+                started: Some(now),
+                lease_until: Some(lease_until),
+                progress: None,
+                ..row.record
+            },
+        });
+    }
+    Ok(())
+}
+
+/// How long a worker counts as alive after it was heard of.
+pub(super) fn alive_until(now: Timestamp, lease: Duration) -> Timestamp {
+    now.plus(lease)
+}

@@ -1,0 +1,311 @@
+//! The ends that all paths share: a job moves to the history, or goes back to the queue; what it held is
+//! released, and the first that is parked there is woken (rule 4).
+
+use std::collections::BTreeSet;
+
+use fettler_model::{AttemptOutcome, JobId, JobState, Problem, TenantId, Timestamp};
+use serde_json::{Value, json};
+
+use super::{COMMON, Row, id_list};
+use crate::{
+    Result, codes,
+    dialect::Column,
+    row::json_text,
+    store::{Transaction, V},
+};
+
+/// The end of a job.
+pub(super) struct Finish<'r> {
+    pub(super) row: &'r Row,
+    pub(super) state: JobState,
+    /// How the attempt ended that ended it; none when no attempt ran.
+    pub(super) outcome: Option<AttemptOutcome>,
+    pub(super) result: Option<Value>,
+    pub(super) problem: Option<Problem>,
+    pub(super) tries: u32,
+    pub(super) lost: u32,
+}
+
+impl<'r> Finish<'r> {
+    /// The end of a job that does not run.
+    pub(super) fn unrun(row: &'r Row, state: JobState) -> Self {
+        Self {
+            row,
+            state,
+            outcome: None,
+            result: None,
+            problem: row.record.problem.clone(),
+            tries: row.record.tries,
+            lost: row.record.lost,
+        }
+    }
+}
+
+/// Moves jobs to the history, each in the state that it ends in.
+pub(super) async fn finish(
+    transaction: &mut Transaction,
+    now: Timestamp,
+    ends: &[Finish<'_>],
+) -> Result<()> {
+    if ends.is_empty() {
+        return Ok(());
+    }
+    let dialect = transaction.dialect;
+    let first = transaction.positions(ends.len()).await?;
+    let rows: Vec<Value> = ends
+        .iter()
+        .zip(first..)
+        .map(|(end, seq)| {
+            Ok(json!({
+                "vid": end.row.id(),
+                "vstate": codes::state(end.state),
+                "voutcome": end.outcome.map(codes::outcome),
+                "vresult": end.result.as_ref().map(json_text).transpose()?,
+                "vproblem": end.problem.as_ref().map(json_text).transpose()?,
+                "vtries": end.tries,
+                "vlost": end.lost,
+                "vseq": seq,
+            }))
+        })
+        .collect::<Result<_>>()?;
+    let source = dialect.rows(
+        1,
+        &[
+            ("vid", Column::Text),
+            ("vstate", Column::Number),
+            ("voutcome", Column::Number),
+            ("vresult", Column::Text),
+            ("vproblem", Column::Text),
+            ("vtries", Column::Number),
+            ("vlost", Column::Number),
+            ("vseq", Column::Number),
+        ],
+    );
+    transaction
+        .execute(
+            format!(
+                "INSERT INTO history ({COMMON}, ended, outcome, result, bytes, tx, seq)
+                 SELECT id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, submitted,
+                        due, deadline, max_tries, unique_key, retry_of, tags, vproblem, vtries, vlost, cancel, vstate,
+                        token, worker, started, progress, $2, voutcome, vresult,
+                        400 + octet_length(arguments) + COALESCE(octet_length(vresult), 0) + COALESCE(octet_length(vproblem), 0),
+                        {tx}, {seq}
+                 FROM {source} v JOIN job ON id = vid ORDER BY vseq",
+                tx = dialect.transaction(),
+                seq = dialect.position("vseq"),
+            ),
+            &[V::S(json_text(&rows)?), V::N(now.micros())],
+        )
+        .await?;
+    let ids = id_list(ends.iter().map(|end| end.row.id()));
+    transaction
+        .execute(
+            format!("DELETE FROM job WHERE id {}", dialect.among(1)),
+            &[V::T(&ids)],
+        )
+        .await?;
+    if ends.iter().any(|end| end.row.token.value() != 0) {
+        transaction
+            .execute(
+                format!("DELETE FROM checkpoint WHERE job {}", dialect.among(1)),
+                &[V::T(&ids)],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// A job that goes back to the queue after an attempt.
+pub(super) struct Requeue<'r> {
+    pub(super) row: &'r Row,
+    pub(super) outcome: AttemptOutcome,
+    pub(super) problem: Option<Problem>,
+    /// Not before this moment, and why ([`codes::WAIT_RETRY`] or [`codes::WAIT_SNOOZE`]).
+    pub(super) due: Option<(Timestamp, i64)>,
+    pub(super) tries: u32,
+    pub(super) lost: u32,
+    pub(super) died: u32,
+    pub(super) isolated: bool,
+}
+
+/// Puts a job back into the queue, with its age and its place, and keeps what became of the attempt.
+pub(super) async fn requeue(
+    transaction: &mut Transaction,
+    now: Timestamp,
+    back: &Requeue<'_>,
+) -> Result<()> {
+    let row = back.row;
+    let problem = back.problem.as_ref().map(json_text).transpose()?;
+    let (lane, due, wait) = match back.due {
+        Some((at, wait)) => (codes::LANE_DELAYED, Some(at.micros()), wait),
+        None => (codes::LANE_OPEN, None, codes::WAIT_NONE),
+    };
+    transaction
+        .execute(
+            "UPDATE job SET state = 0, lane = $1, due = $2, wait = $3, problem = $4, tries = $5, lost = $6, died = $7,
+                    isolated = $8, holds = NULL, lease_until = NULL, progress = NULL
+             WHERE id = $9 AND token = $10 AND state = 1",
+            &[
+                V::N(lane),
+                V::ON(due),
+                V::N(wait),
+                V::OT(problem.clone()),
+                V::N(back.tries.into()),
+                V::N(back.lost.into()),
+                V::N(back.died.into()),
+                V::N(back.isolated.into()),
+                V::S(row.id().to_string()),
+                V::N(row.token.value()),
+            ],
+        )
+        .await?;
+    transaction
+        .execute(
+            "INSERT INTO attempt (job, number, token, worker, started, ended, outcome, problem)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            &[
+                V::S(row.id().to_string()),
+                V::N(row.token.attempt_number().into()),
+                V::N(row.token.value()),
+                V::OT(row.record.worker.clone()),
+                V::N(row.record.started.unwrap_or(now).micros()),
+                V::N(now.micros()),
+                V::N(codes::outcome(back.outcome)),
+                V::OT(problem),
+            ],
+        )
+        .await?;
+    if matches!(back.outcome, AttemptOutcome::Failed | AttemptOutcome::Lost) {
+        let data = json!({
+            "attempt": row.token.attempt_number(),
+            "outcome": back.outcome,
+            "problem": back.problem,
+            "not_before": back.due.map(|(at, _)| at),
+        });
+        event(
+            transaction,
+            now,
+            &row.record.tenant,
+            &format!("job.attempt_{}", back.outcome.as_str()),
+            Some(row.id()),
+            &data,
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Releases what these jobs held, in the order of its names, and wakes the first parked of each.
+pub(super) async fn release(
+    transaction: &mut Transaction,
+    held: impl IntoIterator<Item = (String, JobId)>,
+) -> Result<()> {
+    let held: BTreeSet<(String, JobId)> = held.into_iter().collect();
+    for (name, job) in held {
+        let released = transaction
+            .execute(
+                "UPDATE resource SET job = NULL, kind = NULL WHERE name = $1 AND job = $2",
+                &[V::T(&name), V::S(job.to_string())],
+            )
+            .await?;
+        if released > 0 {
+            wake_first(transaction, &name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Wakes the first that is parked at a resource: exactly that one is tried again (rule 4).
+pub(crate) async fn wake_first(transaction: &mut Transaction, name: &str) -> Result<bool> {
+    let skip_locked = transaction.dialect.skip_locked();
+    let woken = transaction
+        .execute(
+            format!(
+                "UPDATE job SET lane = 0, parked_at = NULL
+                 WHERE id = (SELECT id FROM job WHERE lane = 2 AND parked_at = $1 ORDER BY rank, id LIMIT 1 {skip_locked})"
+            ),
+            &[V::T(name)],
+        )
+        .await?;
+    Ok(woken > 0)
+}
+
+/// A queued job that was next in line at a resource has gone: the one behind it takes its turn, when
+/// nobody holds the resource.
+pub(super) async fn pass_turn(transaction: &mut Transaction, row: &Row) -> Result<()> {
+    let Some(database) = row.record.database else {
+        return Ok(());
+    };
+    if row.lane != codes::LANE_OPEN || !super::claim::excludes(&row.record) {
+        return Ok(());
+    }
+    let names = super::claim::resource_names(transaction, [database]).await?;
+    if let Some(name) = names.get(&database)
+        && transaction
+            .row(
+                "SELECT name FROM resource WHERE name = $1 AND job IS NULL",
+                &[V::T(name)],
+            )
+            .await?
+            .is_some()
+    {
+        wake_first(transaction, name).await?;
+    }
+    Ok(())
+}
+
+/// Writes an event.
+pub(crate) async fn event(
+    transaction: &mut Transaction,
+    now: Timestamp,
+    tenant: &TenantId,
+    kind: &str,
+    job: Option<JobId>,
+    data: &Value,
+) -> Result<()> {
+    let dialect = transaction.dialect;
+    let seq = transaction.positions(1).await?;
+    transaction
+        .execute(
+            format!(
+                "INSERT INTO event (tx, seq, at, tenant, kind, job, data)
+                 SELECT {}, {}, $2, $3, $4, $5, $6 FROM (SELECT $1 AS given) g",
+                dialect.transaction(),
+                dialect.position("given"),
+            ),
+            &[
+                V::N(seq),
+                V::N(now.micros()),
+                V::T(tenant.as_str()),
+                V::T(kind),
+                V::OT(job.map(|job| job.to_string())),
+                V::S(json_text(data)?),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+impl Transaction {
+    /// Takes `count` positions in the order of events and returns the first. PostgreSQL gives them out
+    /// by itself, see [`crate::dialect::Dialect::position`].
+    pub(crate) async fn positions(&mut self, count: usize) -> Result<i64> {
+        let count = i64::try_from(count).expect("a batch is small");
+        if self.dialect == crate::dialect::Dialect::Postgres {
+            return Ok(0);
+        }
+        let doing = self.doing();
+        let row = self
+            .row(
+                "UPDATE positions SET last = last + $1 WHERE one = 1 RETURNING last",
+                &[V::N(count)],
+            )
+            .await?
+            .ok_or(crate::LedgerError::Damaged {
+                doing,
+                what: "the counter of positions is gone".to_owned(),
+            })?;
+        let last = crate::row::Fields::of(&row, doing).number("last")?;
+        Ok(last - count + 1)
+    }
+}

@@ -1,0 +1,385 @@
+//! Submitting: a job is in the ledger, durably, before its submitter hears of it (P1). The queued row is
+//! also what delivers it: there is no outbox beside it (rule 9).
+
+use std::collections::{HashMap, HashSet};
+
+use fettler_model::{DatabaseId, JobId, JobRequest, TenantId, Timestamp};
+use serde_json::{Value, json};
+
+use crate::{
+    Idempotency, Ledger, LedgerError, Result, Submitted, codes,
+    dialect::Column,
+    ledger::Shared,
+    row::{Fields, json_text},
+    store::{Transaction, V},
+};
+
+/// The longest keys, tags and arguments that are taken.
+const MAX_KEY_BYTES: usize = 255;
+const MAX_TAGS: usize = 32;
+const MAX_TAG_BYTES: usize = 255;
+const MAX_ARGUMENT_BYTES: usize = 1 << 20;
+/// How often a unique key is looked for whose job ends at the same moment.
+const UNIQUE_TRIES: u32 = 5;
+
+const DOING: &str = "submitting a job";
+
+/// A job on its way into the ledger. The id is made before the batch, so that a batch which is tried
+/// again submits the same job.
+#[derive(Clone, Debug)]
+pub(crate) struct Submission {
+    pub(crate) id: JobId,
+    pub(crate) request: JobRequest,
+    pub(crate) idempotency: Option<Idempotency>,
+}
+
+impl Ledger {
+    /// Submits a job. When this returns, the job is kept, whatever happens (P1). With an idempotency key
+    /// that was seen within seven days, the same job is given back (rule 12); with a `unique_key` that a
+    /// queued or running job of the tenant has, that job.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::IdempotencyMismatch`] when the key came with another request; when the request
+    /// cannot be stored or names a database that is not the tenant's.
+    pub async fn submit(
+        &self,
+        request: JobRequest,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Submitted> {
+        let submission = Submission::check(request, idempotency)?;
+        self.inner.submits.call(submission).await
+    }
+
+    /// Submits many jobs. Each has an answer of its own: a bad one fails alone (rule 8).
+    pub async fn submit_batch(
+        &self,
+        requests: Vec<(JobRequest, Option<Idempotency>)>,
+    ) -> Vec<Result<Submitted>> {
+        let calls = requests
+            .into_iter()
+            .map(|(request, idempotency)| async { self.submit(request, idempotency).await });
+        futures::future::join_all(calls).await
+    }
+}
+
+impl Submission {
+    /// Refuses what no ledger can hold, so that both refuse the same.
+    pub(crate) fn check(request: JobRequest, idempotency: Option<Idempotency>) -> Result<Self> {
+        let refuse = |what: String, remedy: &str| {
+            Err(LedgerError::Refused {
+                what,
+                remedy: remedy.to_owned(),
+            })
+        };
+        let too_long = |name: &str, bytes: usize, most: usize| {
+            refuse(
+                format!("the {name} has {bytes} bytes, and {most} are the most"),
+                "make it shorter",
+            )
+        };
+        let arguments = json_text(&request.arguments)?;
+        if arguments.len() > MAX_ARGUMENT_BYTES {
+            return too_long("arguments", arguments.len(), MAX_ARGUMENT_BYTES);
+        }
+        if holds_nul(&request.arguments) {
+            return refuse(
+                "the arguments hold a text with a NUL character, which the ledger cannot keep"
+                    .to_owned(),
+                "take the character out",
+            );
+        }
+        for key in [
+            request.unique_key.as_deref(),
+            idempotency
+                .as_ref()
+                .map(|idempotency| idempotency.key.as_str()),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            if key.len() > MAX_KEY_BYTES {
+                return too_long("key", key.len(), MAX_KEY_BYTES);
+            }
+            if key.is_empty() || key.contains('\0') {
+                return refuse(
+                    "a key is empty or holds a NUL character".to_owned(),
+                    "use another key",
+                );
+            }
+        }
+        if request.tags.len() > MAX_TAGS
+            || request
+                .tags
+                .iter()
+                .any(|tag| tag.len() > MAX_TAG_BYTES || tag.contains('\0'))
+        {
+            return refuse(
+                format!(
+                    "a job takes up to {MAX_TAGS} tags of up to {MAX_TAG_BYTES} bytes, without NUL characters"
+                ),
+                "use fewer or shorter tags",
+            );
+        }
+        if request.max_tries == 0 || i32::try_from(request.max_tries).is_err() {
+            return refuse(
+                "a job needs at least one try".to_owned(),
+                "ask for one or more",
+            );
+        }
+        Ok(Self {
+            id: JobId::new(),
+            request,
+            idempotency,
+        })
+    }
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(holds_nul),
+        Value::Object(members) => members
+            .iter()
+            .any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        _ => false,
+    }
+}
+
+/// Submits a batch in one transaction.
+pub(crate) async fn submit_all(
+    shared: &Shared,
+    batch: Vec<Submission>,
+) -> Result<Vec<Result<Submitted>>> {
+    let mut transaction = shared.store.begin(DOING).await?;
+    let now = transaction.now().await?;
+    let results = submit_in(&mut transaction, shared, now, &batch).await?;
+    transaction.commit().await?;
+    shared.wake.wake();
+    Ok(results)
+}
+
+/// Submits within a transaction.
+pub(crate) async fn submit_in(
+    transaction: &mut Transaction,
+    shared: &Shared,
+    now: Timestamp,
+    batch: &[Submission],
+) -> Result<Vec<Result<Submitted>>> {
+    let owners = owners(transaction, batch).await?;
+    let mut results = Vec::with_capacity(batch.len());
+    let mut plain = Vec::new();
+    for submission in batch {
+        let request = &submission.request;
+        if let Some(database) = request.database
+            && owners.get(&database) != Some(&request.tenant)
+        {
+            results.push(Err(LedgerError::NotFound {
+                what: "database",
+                name: database.to_string(),
+            }));
+        } else if submission.idempotency.is_none() && request.unique_key.is_none() {
+            results.push(Ok(Submitted {
+                job: submission.id,
+                existing: false,
+            }));
+            plain.push(submission);
+        } else {
+            results.push(submit_keyed(transaction, shared, now, submission).await?);
+        }
+    }
+    insert(transaction, shared, now, &plain, "").await?;
+    Ok(results)
+}
+
+/// Whose the databases are that the batch names (P6).
+async fn owners(
+    transaction: &mut Transaction,
+    batch: &[Submission],
+) -> Result<HashMap<DatabaseId, TenantId>> {
+    let named: HashSet<DatabaseId> = batch
+        .iter()
+        .filter_map(|submission| submission.request.database)
+        .collect();
+    if named.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let sql = format!(
+        "SELECT id, tenant FROM database_record WHERE id {}",
+        transaction.dialect.among(1)
+    );
+    let rows = transaction.rows(sql, &[V::S(json_text(&named)?)]).await?;
+    rows.iter()
+        .map(|row| {
+            let fields = Fields::of(row, DOING);
+            Ok((fields.parsed("id")?, fields.parsed("tenant")?))
+        })
+        .collect()
+}
+
+/// Submits a job that may be there already under its idempotency key or its unique key.
+async fn submit_keyed(
+    transaction: &mut Transaction,
+    shared: &Shared,
+    now: Timestamp,
+    submission: &Submission,
+) -> Result<Result<Submitted>> {
+    let tenant = submission.request.tenant.as_str();
+    if let Some(Idempotency { key, request_hash }) = &submission.idempotency {
+        // Waits for another submitter of the same key, whose job is then found.
+        let mine = transaction
+            .execute(
+                "INSERT INTO idempotency (tenant, name, request_hash, job, created) VALUES ($1, $2, $3, $4, $5)
+                 ON CONFLICT (tenant, name) DO NOTHING",
+                &[
+                    V::T(tenant),
+                    V::T(key),
+                    V::B(request_hash),
+                    V::S(submission.id.to_string()),
+                    V::N(now.micros()),
+                ],
+            )
+            .await?;
+        if mine == 0 {
+            let row = transaction
+                .row(
+                    "SELECT request_hash, job FROM idempotency WHERE tenant = $1 AND name = $2",
+                    &[V::T(tenant), V::T(key)],
+                )
+                .await?
+                .ok_or_else(|| LedgerError::Busy {
+                    doing: DOING,
+                    what: "the idempotency key was dropped at this moment".to_owned(),
+                })?;
+            let fields = Fields::of(&row, DOING);
+            let job = fields.parsed("job")?;
+            return Ok(if fields.bytes("request_hash")? == request_hash {
+                Ok(Submitted {
+                    job,
+                    existing: true,
+                })
+            } else {
+                Err(LedgerError::IdempotencyMismatch {
+                    key: key.clone(),
+                    job,
+                })
+            });
+        }
+    }
+    let Some(unique) = &submission.request.unique_key else {
+        insert(transaction, shared, now, &[submission], "").await?;
+        return Ok(Ok(Submitted {
+            job: submission.id,
+            existing: false,
+        }));
+    };
+    const UNLESS_TAKEN: &str =
+        "ON CONFLICT (tenant, unique_key) WHERE unique_key IS NOT NULL DO NOTHING";
+    for _ in 0..UNIQUE_TRIES {
+        if insert(transaction, shared, now, &[submission], UNLESS_TAKEN).await? > 0 {
+            return Ok(Ok(Submitted {
+                job: submission.id,
+                existing: false,
+            }));
+        }
+        let taken = transaction
+            .row(
+                "SELECT id FROM job WHERE tenant = $1 AND unique_key = $2",
+                &[V::T(tenant), V::T(unique)],
+            )
+            .await?;
+        if let Some(row) = taken {
+            let job: JobId = Fields::of(&row, DOING).parsed("id")?;
+            if let Some(Idempotency { key, .. }) = &submission.idempotency {
+                transaction
+                    .execute(
+                        "UPDATE idempotency SET job = $1 WHERE tenant = $2 AND name = $3",
+                        &[V::S(job.to_string()), V::T(tenant), V::T(key)],
+                    )
+                    .await?;
+            }
+            return Ok(Ok(Submitted {
+                job,
+                existing: true,
+            }));
+        }
+    }
+    Err(LedgerError::Busy {
+        doing: DOING,
+        what: format!("jobs with the unique key {unique:?} come and go"),
+    })
+}
+
+/// Inserts rows in one statement.
+async fn insert(
+    transaction: &mut Transaction,
+    shared: &Shared,
+    now: Timestamp,
+    submissions: &[&Submission],
+    on_conflict: &str,
+) -> Result<u64> {
+    if submissions.is_empty() {
+        return Ok(0);
+    }
+    let ageing = i64::try_from(shared.options.ageing.as_micros()).unwrap_or(i64::MAX / 8);
+    let rows: Vec<Value> = submissions
+        .iter()
+        .map(|Submission { id, request, .. }| {
+            let due = request.not_before.filter(|at| *at > now);
+            let from = due.unwrap_or(now);
+            Ok(json!({
+                "id": id,
+                "tenant": request.tenant,
+                "kind": request.kind,
+                "database_id": request.database,
+                "arguments": json_text(&request.arguments)?,
+                "exclusion": codes::exclusion(request.exclusion),
+                "slot": codes::slot(request.slot),
+                "priority": request.priority.level(),
+                "rank": from.micros().saturating_sub(ageing.saturating_mul(request.priority.level())),
+                "due": due.map(Timestamp::micros),
+                "deadline": request.deadline.map(Timestamp::micros),
+                "max_tries": request.max_tries,
+                "unique_key": request.unique_key,
+                "retry_of": request.retry_of,
+                "tags": if request.tags.is_empty() { None } else { Some(json_text(&request.tags)?) },
+                "lane": if due.is_some() { codes::LANE_DELAYED } else { codes::LANE_OPEN },
+                "wait": if due.is_some() { codes::WAIT_NOT_BEFORE } else { codes::WAIT_NONE },
+            }))
+        })
+        .collect::<Result<_>>()?;
+    let source = transaction.dialect.rows(
+        1,
+        &[
+            ("id", Column::Text),
+            ("tenant", Column::Text),
+            ("kind", Column::Text),
+            ("database_id", Column::Text),
+            ("arguments", Column::Text),
+            ("exclusion", Column::Number),
+            ("slot", Column::Number),
+            ("priority", Column::Number),
+            ("rank", Column::Number),
+            ("due", Column::Number),
+            ("deadline", Column::Number),
+            ("max_tries", Column::Number),
+            ("unique_key", Column::Text),
+            ("retry_of", Column::Text),
+            ("tags", Column::Text),
+            ("lane", Column::Number),
+            ("wait", Column::Number),
+        ],
+    );
+    // WHERE keeps SQLite from reading ON CONFLICT as a join's ON.
+    let sql = format!(
+        "INSERT INTO job (id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, rank, submitted,
+                          due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, tries, lost, died, isolated,
+                          state, token)
+         SELECT id, tenant, kind, 1, database_id, arguments, exclusion, slot, priority, rank, $2,
+                due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, 0, 0, 0, 0, 0, 0
+         FROM {source} v WHERE 1 = 1 {on_conflict}"
+    );
+    transaction
+        .execute(sql, &[V::S(json_text(&rows)?), V::N(now.micros())])
+        .await
+}

@@ -1,0 +1,68 @@
+//! Brings a ledger's schema up to date when it is opened: each step in order, in a transaction, under
+//! a lock that other processes wait for. A schema that is newer than this program is refused before
+//! anything is read from it.
+
+use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
+
+use crate::{
+    LedgerError, Result,
+    dialect::Dialect,
+    store::{Transaction, database_error},
+};
+
+/// The steps, from version 1. A step that was released is never changed: a change is a new step.
+const STEPS: &[&str] = &[include_str!("../migrations/0001_first.sql")];
+
+const DOING: &str = "bringing its schema up to date";
+
+/// The key of the lock on PostgreSQL, where any number serves that nobody else uses.
+const LOCK: i64 = 0x6665_7474_6c65_7201;
+
+/// Runs the steps that are missing.
+pub(crate) async fn migrate(transaction: &mut Transaction, dialect: Dialect) -> Result<()> {
+    let connection = transaction.connection();
+    if dialect == Dialect::Postgres {
+        // SQLite's BEGIN IMMEDIATE is the lock there.
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(LOCK)
+            .execute(&mut *connection)
+            .await
+            .map_err(|error| database_error(DOING, error))?;
+    }
+    run(
+        connection,
+        "CREATE TABLE IF NOT EXISTS ledger_schema (version BIGINT NOT NULL PRIMARY KEY)".to_owned(),
+    )
+    .await?;
+    let found: i64 = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM ledger_schema")
+        .fetch_one(&mut *connection)
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(|error| database_error(DOING, error))?;
+    let known = i64::try_from(STEPS.len()).expect("there are few steps");
+    if found > known {
+        return Err(LedgerError::NewerSchema { found, known });
+    }
+    for (step, version) in STEPS
+        .iter()
+        .zip(1..)
+        .filter(|(_, version)| *version > found)
+    {
+        run(connection, dialect.migration(step)).await?;
+        sqlx::query("INSERT INTO ledger_schema (version) VALUES ($1)")
+            .bind(version)
+            .execute(&mut *connection)
+            .await
+            .map_err(|error| database_error(DOING, error))?;
+        tracing::info!(version, "the ledger's schema was brought up to date");
+    }
+    Ok(())
+}
+
+async fn run(connection: &mut AnyConnection, sql: String) -> Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(|error| database_error(DOING, error))
+}
