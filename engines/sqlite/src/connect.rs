@@ -107,6 +107,7 @@ fn unreadable(path: &Path, what: &str) -> EngineError {
 }
 
 /// What an error of SQLite means. Its messages name tables and columns, never values.
+#[expect(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
 pub(crate) fn refused(path: &Path, doing: &str, error: rusqlite::Error) -> EngineError {
     let shown = path.display();
     let code = match &error {
