@@ -1,0 +1,398 @@
+//! One attempt of a job: from the claim to the report of its end.
+//!
+//! The work runs in a task of its own, so that a job that blocks a thread holds up no other. A stop (a
+//! cancellation, a drain, a newer attempt) is asked for first; a job that does not stop in time is
+//! aborted. The report is repeated while the ledger is away, with the lease kept meanwhile.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use fettler_engine::ProgressMeter;
+use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping};
+use fettler_ledger::{Claimed, Ended, Ending, Fencing, LedgerError};
+use fettler_model::{ErrorClass, Problem};
+use serde_json::Value;
+use tokio::task::{JoinError, JoinHandle};
+use tracing::Instrument;
+
+use crate::{Shared, isolate, lease::Lease, ports::Ports};
+
+/// How long an aborted job may take to reach the next point at which it can be dropped.
+const ABORT_WITHIN: Duration = Duration::from_secs(2);
+/// How long a job may go on after its attempt was superseded: nothing that it does counts any more.
+const SUPERSEDED_GRACE: Duration = Duration::from_secs(5);
+/// A job for a newer version of its kind is tried again after this time, by a newer worker if there is one.
+const NEWER_VERSION_WAIT: Duration = Duration::from_secs(60);
+/// The pauses between reports while the ledger is away.
+const FIRST_REPORT_PAUSE: Duration = Duration::from_millis(50);
+/// The longest of these pauses.
+const LONGEST_REPORT_PAUSE: Duration = Duration::from_secs(2);
+/// What the problem of a job that panicked is called.
+const PANICKED: &str = "job.panicked";
+
+/// An attempt that runs in this worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) claimed: Arc<Claimed>,
+    pub(crate) stopping: Stopping,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) progress: Arc<ProgressMeter>,
+}
+
+/// Why an attempt gave no result.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The job said so.
+    #[error(transparent)]
+    Problem(#[from] Problem),
+    /// The job's code panicked.
+    #[error("{0}")]
+    Panicked(String),
+    /// The process of its own that the job ran in died.
+    #[error("{0}")]
+    ProcessDied(Problem),
+    /// Somebody else has reported the end, or a job that could not be stopped still runs: nothing is
+    /// written, and its lease decides.
+    #[error("the end of the attempt is not this worker's to report")]
+    NotOurs,
+}
+
+impl Attempt {
+    /// Takes up a claim that was sent at `asked`. Its lease is kept until [`Attempt::report`].
+    pub(crate) fn begin(shared: &Shared, claimed: Claimed, asked: Instant) -> Self {
+        let stopping = Stopping::default();
+        let lease = Lease::new(asked, shared.timing.lease, stopping.clone());
+        let progress = Arc::new(ProgressMeter::default());
+        shared.heart.add(
+            claimed.job.id,
+            claimed.token,
+            lease.clone(),
+            stopping.clone(),
+            progress.clone(),
+        );
+        if claimed.job.cancel_requested.is_some() {
+            stopping.stop(StopReason::Cancelled);
+        }
+        // A drain that began before the line above has asked all jobs but this one.
+        if shared.draining.is_cancelled() {
+            stopping.stop(StopReason::Interrupted);
+        }
+        Self {
+            claimed: Arc::new(claimed),
+            stopping,
+            lease,
+            progress,
+        }
+    }
+
+    pub(crate) fn fencing(&self) -> Fencing {
+        Fencing {
+            job: self.claimed.job.id,
+            token: self.claimed.token,
+        }
+    }
+
+    /// Does the work.
+    pub(crate) async fn run(&self, shared: &Shared) -> Result<Value, Failure> {
+        if self.stopping.reason().is_some() {
+            return Err(self.stopping.problem().into());
+        }
+        let kind = shared
+            .registry
+            .get(self.claimed.job.kind.as_str())
+            .map_err(|unknown| {
+                Problem::permanent("job.unknown_kind", unknown.to_string(), "use a newer worker")
+            })?;
+        if self.claimed.job.kind_version > kind.version() {
+            return Err(Problem::snooze(
+                "job.newer_version",
+                format!(
+                    "the job needs version {} of {}, and this worker has {}",
+                    self.claimed.job.kind_version,
+                    self.claimed.job.kind,
+                    kind.version()
+                ),
+                NEWER_VERSION_WAIT,
+            )
+            .into());
+        }
+        match &shared.isolate {
+            Some(isolate) if self.claimed.job.isolated => {
+                let command = isolate.command(self.claimed.job.id, self.claimed.token);
+                self.run_in_child(shared, command).await
+            }
+            _ => self.run_here(shared, kind.clone()).await,
+        }
+    }
+
+    async fn run_here(&self, shared: &Shared, kind: Arc<dyn DynKind>) -> Result<Value, Failure> {
+        let context = self.context(shared);
+        let arguments = self.claimed.job.arguments.clone();
+        let mut task = AbortOnDrop(tokio::spawn(
+            async move { kind.run(&context, arguments).await }.in_current_span(),
+        ));
+        tokio::select! {
+            ended = &mut task => return self.read_end(ended),
+            () = self.stopping.token().cancelled() => {}
+        }
+        let grace = match self.stopping.reason() {
+            Some(StopReason::Cancelled) => shared.timing.cancel_grace,
+            Some(StopReason::Superseded) => SUPERSEDED_GRACE,
+            _ => shared.timing.drain,
+        };
+        if let Ok(ended) = tokio::time::timeout(grace, &mut task).await {
+            return self.read_end(ended);
+        }
+        tracing::warn!(
+            grace_seconds = grace.as_secs(),
+            "the job did not stop when it was asked to, and was aborted"
+        );
+        task.0.abort();
+        match tokio::time::timeout(ABORT_WITHIN, &mut task).await {
+            Ok(ended) => self.read_end(ended),
+            Err(_) => {
+                tracing::error!("the job blocks a thread and cannot be stopped: its lease runs out");
+                Err(Failure::NotOurs)
+            }
+        }
+    }
+
+    fn read_end(
+        &self,
+        ended: Result<Result<Value, Problem>, JoinError>,
+    ) -> Result<Value, Failure> {
+        match ended {
+            Ok(result) => result.map_err(Failure::Problem),
+            // The panic goes on in the worker's own stack, where the layer that catches panics is.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_aborted) => Err(self.stopping.problem().into()),
+        }
+    }
+
+    async fn run_in_child(
+        &self,
+        shared: &Shared,
+        mut command: tokio::process::Command,
+    ) -> Result<Value, Failure> {
+        tracing::info!("the job runs in a process of its own, since its last worker died");
+        let mut child = command
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| isolate::cannot_start(&error))?;
+        let status = tokio::select! {
+            status = child.wait() => status,
+            () = self.stopping.token().cancelled() => {
+                // The child hears of a cancellation by its own heartbeat; of this worker's end it
+                // does not, so that it is told as any process is.
+                self.ask_child_to_stop(&child);
+                let grace = shared.timing.drain.max(shared.timing.cancel_grace) + ABORT_WITHIN;
+                match tokio::time::timeout(grace, child.wait()).await {
+                    Ok(status) => status,
+                    Err(_) => {
+                        child.kill().await.map_err(|error| isolate::cannot_start(&error))?;
+                        child.wait().await
+                    }
+                }
+            }
+        };
+        match status {
+            // Whether the child has reported an end is for the ledger to say: if it has, this report
+            // is refused.
+            Ok(status) => Err(Failure::ProcessDied(isolate::died(status))),
+            Err(error) => Err(Failure::Problem(isolate::cannot_start(&error))),
+        }
+    }
+
+    fn ask_child_to_stop(&self, child: &tokio::process::Child) {
+        let pid = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid
+            && let Err(error) =
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+        {
+            tracing::debug!(%error, "the job's process could not be asked to stop");
+        }
+    }
+
+    fn context(&self, shared: &Shared) -> JobContext {
+        let job = &self.claimed.job;
+        let ports = Arc::new(Ports {
+            ledger: shared.ledger.clone(),
+            fencing: self.fencing(),
+            tenant: job.tenant.clone(),
+            lease: self.lease.clone(),
+            stopping: self.stopping.clone(),
+        });
+        JobContext {
+            job: JobRecord {
+                id: job.id,
+                tenant: job.tenant.clone(),
+                kind: job.kind.clone(),
+                database: job.database,
+                token: self.claimed.token,
+                tries_spent: job.tries,
+                tags: job.tags.clone(),
+                submitted: job.submitted,
+            },
+            stopping: self.stopping.clone(),
+            progress: self.progress.clone(),
+            fence: self.lease.clone(),
+            artefacts: ports.clone(),
+            checkpoints: ports.clone(),
+            catalogue: ports.clone(),
+            ledger: ports,
+            services: shared.services.clone(),
+        }
+    }
+
+    /// Reports how the attempt ended, until the ledger has taken it in.
+    pub(crate) async fn report(&self, shared: &Shared, outcome: Result<Value, Failure>) {
+        if let Some(ending) = self.ending(shared, outcome).await {
+            self.tell_ledger(shared, ending).await;
+        }
+        shared
+            .heart
+            .remove(self.claimed.job.id, self.claimed.token);
+        shared.ended.notify_waiters();
+        // What the attempt left is removed at once and not only at the next round.
+        shared.tidy.notify_one();
+    }
+
+    async fn ending(&self, shared: &Shared, outcome: Result<Value, Failure>) -> Option<Ending> {
+        let problem = match outcome {
+            Ok(result) => return Some(Ending::Succeeded { result }),
+            Err(Failure::NotOurs) => return None,
+            Err(Failure::ProcessDied(problem)) => return Some(Ending::Died { problem }),
+            Err(Failure::Problem(problem)) => problem,
+            Err(Failure::Panicked(what)) => self.panicked(shared, &what).await,
+        };
+        // What fails while it is being stopped fails because it is being stopped.
+        let passing = matches!(
+            problem.class,
+            ErrorClass::Transient
+                | ErrorClass::Snooze
+                | ErrorClass::Cancelled
+                | ErrorClass::Interrupted
+        );
+        let problem = match self.stopping.reason() {
+            Some(StopReason::Superseded) => return None,
+            Some(StopReason::Cancelled) if passing => Problem::cancelled(),
+            Some(StopReason::Interrupted) if passing => Problem::interrupted(),
+            _ => problem,
+        };
+        Some(Ending::Failed { problem })
+    }
+
+    /// The first panic of a job may have had a cause that passes; a second one in a row has not.
+    async fn panicked(&self, shared: &Shared, what: &str) -> Problem {
+        let problem = Problem::transient(
+            PANICKED,
+            format!("the job's code panicked: {what}"),
+            "this is a mistake in Fettler: report it with the job's log",
+        );
+        let before = match shared.ledger.attempts(self.claimed.job.id).await {
+            Ok(attempts) => attempts
+                .iter()
+                .rfind(|attempt| attempt.token != self.claimed.token)
+                .and_then(|attempt| attempt.problem.as_ref())
+                .is_some_and(|last| last.code == PANICKED),
+            Err(error) => {
+                tracing::debug!(%error, "the job's earlier attempts could not be read");
+                false
+            }
+        };
+        if before {
+            Problem {
+                class: ErrorClass::Permanent,
+                ..problem
+            }
+        } else {
+            problem
+        }
+    }
+
+    async fn tell_ledger(&self, shared: &Shared, mut ending: Ending) {
+        let mut pause = FIRST_REPORT_PAUSE;
+        loop {
+            let error = match shared.ledger.complete(self.fencing(), ending.clone()).await {
+                Ok(ended) => return Self::log_end(&ending, &ended),
+                Err(error) => error,
+            };
+            match (&error, &ending) {
+                (LedgerError::Superseded { .. }, Ending::Died { .. }) => return,
+                (LedgerError::Superseded { .. }, _) => {
+                    tracing::warn!("the attempt was superseded: its end was refused");
+                    return;
+                }
+                (error, _) if error.class() == ErrorClass::Transient => {
+                    tracing::warn!(%error, "the end of the attempt could not be reported yet");
+                }
+                // A result that cannot be stored fails its own job only (rule 8).
+                (error, Ending::Succeeded { .. }) => {
+                    ending = Ending::Failed {
+                        problem: Problem::permanent(
+                            "job.result",
+                            format!("the work is done, but its result cannot be kept: {error}"),
+                            error.remedy(),
+                        ),
+                    };
+                }
+                (error, _) => {
+                    tracing::error!(%error, "the end of the attempt was refused: its lease runs out");
+                    return;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shared.report_no_more.cancelled() => {
+                    tracing::warn!("the worker ends before the ledger is back: the job's lease runs out");
+                    return;
+                }
+            }
+            pause = (pause * 2).min(LONGEST_REPORT_PAUSE);
+        }
+    }
+
+    fn log_end(ending: &Ending, ended: &Ended) {
+        match (ending, ended) {
+            (Ending::Succeeded { .. }, _) => tracing::info!("the job succeeded"),
+            (
+                Ending::Failed { problem } | Ending::Died { problem },
+                Ended::Queued { not_before },
+            ) => {
+                tracing::warn!(
+                    %problem,
+                    again = not_before.map(tracing::field::display),
+                    "the attempt ended, and the job waits for the next one"
+                );
+            }
+            (Ending::Failed { problem } | Ending::Died { problem }, Ended::Final(state)) => {
+                tracing::warn!(%problem, %state, "the job ended");
+            }
+        }
+    }
+}
+
+/// Aborts the task when the attempt is dropped, so that nothing runs on without its lease being kept.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
