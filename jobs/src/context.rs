@@ -10,11 +10,11 @@ use fettler_engine::{
     ProgressMeter, RateLimit, SandboxSpec, Target,
 };
 use fettler_model::{
-    AttemptToken, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseName, DatabaseUrl, JobId,
-    JobKindName, JobRequest, KeepRules, Problem, ProofFacts, Secret, SecretReference, TenantId,
-    Timestamp,
+    AttemptToken, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseName, DatabaseUrl,
+    ErrorClass, JobId, JobKindName, JobRequest, KeepRules, Problem, ProofFacts, Secret,
+    SecretReference, TenantId, Timestamp,
 };
-use fettler_repository::{CpuPool, TenantRepository};
+use fettler_repository::TenantRepository;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -161,9 +161,6 @@ pub trait Services: Send + Sync {
         place: &BackupPlace,
     ) -> Result<(TenantRepository, String), Problem>;
 
-    /// The pool that compresses and seals.
-    fn cpu(&self) -> &CpuPool;
-
     /// How many connections a job opens to a database at once.
     fn parallel(&self) -> usize;
 
@@ -237,12 +234,30 @@ impl JobContext {
         }
     }
 
+    /// The attempt's fence as the repository asks it.
+    #[must_use]
+    pub fn repository_fence(&self) -> Arc<dyn fettler_repository::Fence> {
+        Arc::new(RepositoryFence(self.fence.clone()))
+    }
+
     /// An engine's error as the job's: a stop gets the reason for which it was asked.
     #[must_use]
     pub fn problem(&self, error: EngineError) -> Problem {
         match error {
             EngineError::Stopped => self.stopping.problem(),
             other => other.into(),
+        }
+    }
+
+    /// A repository's error as the job's: a stop gets the reason for which it was asked.
+    #[must_use]
+    pub fn problem_of_store(&self, error: impl Into<Problem>) -> Problem {
+        let problem = error.into();
+        match problem.class {
+            ErrorClass::Cancelled | ErrorClass::Interrupted if self.stopping.reason().is_some() => {
+                self.stopping.problem()
+            }
+            _ => problem,
         }
     }
 
@@ -350,5 +365,14 @@ impl JobContext {
     ) -> Result<(), EngineError> {
         engine.remove_artefact(artefact, server).await?;
         self.artefacts.removed(artefact).await
+    }
+}
+
+struct RepositoryFence(Arc<dyn Fence>);
+
+#[async_trait]
+impl fettler_repository::Fence for RepositoryFence {
+    async fn check(&self) -> Result<(), Problem> {
+        Ok(self.0.check().await?)
     }
 }

@@ -3,11 +3,41 @@
 //! one async function over a [`JobContext`]; it is written so that it can run twice. How a job came
 //! here, and how its attempts are counted, is not known here.
 
+mod archive;
+mod backup;
+mod collect;
 mod context;
+mod hooks;
 mod kind;
+mod prove;
+mod restore;
+mod retention;
+mod verify;
 
+pub use archive::report_of;
+pub use backup::{Backup, BackupArguments, BackupOutput, facts_of_manifest};
+pub use collect::{Collect, CollectArguments, CollectOutput};
 pub use context::{
     BackupPlace, Catalogue, DatabaseRecord, JobContext, JobLedger, JobRecord, Services, StopReason,
     Stopping, UpkeepRecord,
 };
+pub use hooks::Hooks;
 pub use kind::{DynKind, JobKind, Registry, UnknownKind};
+pub use prove::{Prove, ProveArguments, ProveOutput};
+pub use restore::{Restore, RestoreArguments, RestoreOutput};
+pub use retention::{Retention, RetentionArguments, RetentionDecision, RetentionOutput};
+pub use verify::{DamageOutput, Verify, VerifyArguments, VerifyOutput};
+
+impl Registry {
+    /// All job kinds of Fettler.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self::empty()
+            .with(Backup)
+            .with(Collect)
+            .with(Prove)
+            .with(Restore)
+            .with(Retention)
+            .with(Verify)
+    }
+}
