@@ -60,6 +60,15 @@ impl std::fmt::Debug for MemorySink {
 }
 
 impl MemorySink {
+    /// A sink behind a reader that is broken on purpose (rule 30).
+    #[must_use]
+    pub fn behind(tamper: Tamper) -> Self {
+        Self {
+            tamper: Some(tamper),
+            ..Self::default()
+        }
+    }
+
     /// The finished streams.
     #[must_use]
     pub fn streams(&self) -> BTreeMap<String, MemoryStream> {

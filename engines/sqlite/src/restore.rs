@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// So many bytes are written between two checkpoints.
-const CHECKPOINT_BYTES: u64 = 128 << 20;
+const CHECKPOINT_BYTES: u64 = 32 << 20;
 
 /// Buffers between the pipeline and the writing thread.
 const BUFFERS_AHEAD: usize = 16;

@@ -13,7 +13,7 @@ use std::{
 
 use fettler_engine::{EngineError, ProgressMeter};
 use fettler_model::{Fingerprint, ObjectFacts, ObjectKind};
-use rusqlite::{Connection, Row, types::ValueRef};
+use rusqlite::{Connection, ErrorCode, Row, types::ValueRef};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -105,7 +105,19 @@ enum Task {
 pub(crate) fn scan(scan: &Scan<'_>, connections: &mut [Connection]) -> Result<Found, EngineError> {
     let asked = |error| refused(scan.path, "reading", error);
     let tables = tables(&connections[0]).map_err(asked)?;
-    let tasks = Mutex::new(plan(scan, &connections[0], &tables).map_err(asked)?);
+    let tasks = plan(scan, &connections[0], &tables).map_err(asked)?;
+    run(scan, connections, &tables, tasks)
+}
+
+/// Does the tasks, on all connections at once.
+fn run(
+    scan: &Scan<'_>,
+    connections: &mut [Connection],
+    tables: &[Table],
+    tasks: VecDeque<Task>,
+) -> Result<Found, EngineError> {
+    let asked = |error| refused(scan.path, "reading", error);
+    let tasks = Mutex::new(tasks);
     let sums = Mutex::new(Sums {
         tables: vec![TableSum::default(); tables.len()],
         complaints: Vec::new(),
@@ -115,7 +127,7 @@ pub(crate) fn scan(scan: &Scan<'_>, connections: &mut [Connection]) -> Result<Fo
         let workers: Vec<_> = connections
             .iter_mut()
             .map(|connection| {
-                let (tasks, sums, tables) = (&tasks, &sums, &tables);
+                let (tasks, sums) = (&tasks, &sums);
                 scope.spawn(move || work(scan, connection, tables, tasks, sums))
             })
             .collect();
@@ -266,7 +278,7 @@ fn work(
                 match checked {
                     Ok(complaints) => sums.complaints = complaints,
                     Err(rusqlite::Error::SqliteFailure(failure, what))
-                        if failure.code == rusqlite::ErrorCode::Unknown =>
+                        if failure.code == ErrorCode::Unknown =>
                     {
                         sums.unchecked = Some(what.unwrap_or_else(|| failure.to_string()));
                     }
@@ -474,9 +486,7 @@ fn count(connection: &Connection, table: &str) -> rusqlite::Result<u64> {
     };
     // An index in an order that only the application knows cannot be opened; the table can.
     let counted = match ask("") {
-        Err(rusqlite::Error::SqliteFailure(failure, _))
-            if failure.code == rusqlite::ErrorCode::Unknown =>
-        {
+        Err(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == ErrorCode::Unknown => {
             ask(" NOT INDEXED")
         }
         other => other,
@@ -506,10 +516,21 @@ pub(crate) fn check_file(connection: &Connection, how: Check) -> rusqlite::Resul
         Check::Quick => "quick_check",
         Check::Full => "integrity_check",
     };
-    let said: Vec<String> = connection
-        .prepare(&format!("PRAGMA {pragma}({COMPLAINTS})"))?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
+    let said = connection
+        .prepare(&format!("PRAGMA {pragma}({COMPLAINTS})"))
+        .and_then(|mut statement| statement.query_map([], |row| row.get(0))?.collect());
+    let said: Vec<String> = match said {
+        // The damage is where even the check cannot begin.
+        Err(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            ) =>
+        {
+            return Ok(vec![error.to_string()]);
+        }
+        other => other?,
+    };
     Ok(if said == ["ok"] { Vec::new() } else { said })
 }
 
@@ -572,4 +593,152 @@ fn sequences(connection: &Connection) -> rusqlite::Result<Vec<ObjectFacts>> {
             })
         })?
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scanned(
+        connection: Connection,
+        break_reader: impl Fn(&mut VecDeque<Task>),
+    ) -> (Vec<ObjectFacts>, Connection) {
+        let mut connections = [connection];
+        let scan = Scan {
+            path: Path::new("test"),
+            key: &[1; 32],
+            progress: &ProgressMeter::default(),
+            halt: &CancellationToken::new(),
+            check: Some(Check::Quick),
+            counted: None,
+        };
+        let tables = tables(&connections[0]).unwrap();
+        let mut tasks = plan(&scan, &connections[0], &tables).unwrap();
+        break_reader(&mut tasks);
+        let found = run(&scan, &mut connections, &tables, tasks).unwrap();
+        assert_eq!(found.complaints, Vec::<String>::new());
+        let [connection] = connections;
+        (found.objects, connection)
+    }
+
+    fn database(sql: &str) -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(sql).unwrap();
+        connection
+    }
+
+    fn table_facts(objects: &[ObjectFacts]) -> (u64, u64, Fingerprint) {
+        let table = objects
+            .iter()
+            .find(|object| object.kind == ObjectKind::Table)
+            .unwrap();
+        let read = table.fingerprint.unwrap();
+        (read.rows, table.independent_rows.unwrap(), read)
+    }
+
+    const LARGE: &str = "CREATE TABLE t (id INTEGER PRIMARY KEY, v);
+        WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 4000)
+        INSERT INTO t SELECT i * 37 - 70000, 'row ' || i FROM n;";
+
+    #[test]
+    fn a_table_that_is_read_in_parts_is_read_wholly() {
+        let (objects, _) = scanned(database(LARGE), |tasks| {
+            assert!(tasks.len() > RANGES as usize, "it is read in parts");
+        });
+        let (read, counted, parts) = table_facts(&objects);
+        assert_eq!((read, counted), (4000, 4000));
+        let (objects, _) = scanned(database(LARGE), |tasks| {
+            tasks.retain(|task| !matches!(task, Task::Rows { .. }));
+            tasks.push_back(Task::Rows {
+                table: 0,
+                from: None,
+                to: None,
+            });
+        });
+        assert_eq!(table_facts(&objects).2, parts);
+    }
+
+    #[test]
+    fn rule_30_a_reader_that_skips_a_range_is_caught_by_the_count() {
+        let (objects, _) = scanned(database(LARGE), |tasks| {
+            tasks.remove(5);
+        });
+        let (read, counted, _) = table_facts(&objects);
+        assert!(read < counted);
+    }
+
+    #[test]
+    fn rule_30_a_reader_that_doubles_a_range_and_loses_another_is_caught_by_the_fingerprint() {
+        let (objects, connection) = scanned(database(LARGE), |tasks| {
+            let doubled = match &tasks[4] {
+                Task::Rows { table, from, to } => Task::Rows {
+                    table: *table,
+                    from: *from,
+                    to: *to,
+                },
+                other => panic!("{other:?}"),
+            };
+            tasks[5] = doubled;
+        });
+        let (_, _, broken) = table_facts(&objects);
+        let (objects, _) = scanned(connection, |_| {});
+        assert_ne!(table_facts(&objects).2, broken);
+    }
+
+    #[test]
+    fn values_that_sqlite_tells_apart_have_other_fingerprints() {
+        let values = [
+            "NULL",
+            "''",
+            "x''",
+            "0",
+            "0.0",
+            "-0.0",
+            "'0'",
+            "x'30'",
+            "1",
+            "1.0",
+            "'a'",
+            "'A'",
+            "'a' || char(0)",
+            "9e999",
+            "-9e999",
+            "zeroblob(16384)",
+            "zeroblob(16385)",
+        ];
+        let mut seen: Vec<Fingerprint> = values
+            .iter()
+            .map(|value| {
+                let sql = format!("CREATE TABLE t (v); INSERT INTO t VALUES ({value})");
+                table_facts(&scanned(database(&sql), |_| {}).0).2
+            })
+            .collect();
+        seen.sort_by_key(ToString::to_string);
+        seen.dedup();
+        // SQLite keeps -0.0 as 0.0.
+        assert!(seen.len() >= values.len() - 1);
+    }
+
+    #[test]
+    fn values_cannot_move_between_columns_or_rows_unseen() {
+        let of = |rows: &str| {
+            let sql = format!("CREATE TABLE t (a, b); INSERT INTO t VALUES {rows}");
+            table_facts(&scanned(database(&sql), |_| {}).0).2
+        };
+        assert_ne!(of("('ab', 'c')"), of("('a', 'bc')"));
+        assert_ne!(of("(1, NULL)"), of("(NULL, 1)"));
+        assert_ne!(of("(1, 2), (3, 4)"), of("(3, 4), (1, 2)"));
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_rise_and_lie_inside(a in any::<i64>(), b in any::<i64>()) {
+            let (low, high) = (a.min(b), a.max(b));
+            let cuts = cuts_between(low, high);
+            prop_assert!(cuts.is_sorted_by(|one, next| one < next));
+            prop_assert!(cuts.iter().all(|cut| (low..high).contains(cut)));
+        }
+    }
 }
