@@ -117,7 +117,7 @@ impl Dialect {
 
     /// The `n`-th position of this transaction in the order of events (rule 10), where `given` is the
     /// number that SQLite's counter gave.
-    pub(crate) const fn position<'a>(self, given: &'a str) -> &'a str {
+    pub(crate) const fn position(self, given: &str) -> &str {
         match self {
             Self::Sqlite => given,
             Self::Postgres => "nextval('positions')",

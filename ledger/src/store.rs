@@ -378,6 +378,7 @@ fn bad_path(path: &Path, why: &str) -> LedgerError {
 }
 
 /// What an error of the database means.
+#[allow(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
 pub(crate) fn database_error(doing: &'static str, error: sqlx::Error) -> LedgerError {
     let what = error.to_string();
     match &error {

@@ -1,6 +1,8 @@
 //! The one suite that every ledger passes: the functions of `suite` run on SQLite files and on a real
 //! PostgreSQL server. A new kind of ledger is proven by one more module here.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 mod suite;
 
 use suite::Place;
