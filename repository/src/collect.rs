@@ -28,14 +28,15 @@ use crate::{
 };
 
 /// Clocks of stores count whole seconds, and parts of one store may differ by a little: what was written
-/// so shortly before a running backup was announced counts as its own.
+/// so shortly before a running backup was announced counts as its own. A shorter grace says that the
+/// store's clock is better.
 const CLOCK_MARGIN: Duration = Duration::from_secs(60);
 
-/// A collection that has not renewed its lock for so long is dead.
+/// A collection that has not renewed its lock for so long, or for the grace if that is shorter, is dead.
 const LOCK_STALE_AFTER: Duration = Duration::from_secs(30 * 60);
 
-/// How often a collection renews its lock.
-const LOCK_RENEW_EVERY: Duration = Duration::from_secs(5 * 60);
+/// A collection renews its lock when one part in so many of that time has passed.
+const LOCK_RENEW_PART: u32 = 6;
 
 /// Objects that are deleted between two looks at fence, lock and stop.
 const DELETE_BATCH: usize = 256;
@@ -134,7 +135,8 @@ impl TenantRepository {
         if options.dry_run {
             return Collection::new(self, options, now, None).run().await;
         }
-        let lock = self.take_lock(now).await?;
+        let stale_after = LOCK_STALE_AFTER.min(options.grace);
+        let lock = self.take_lock(now, stale_after).await?;
         let mut collection = Collection::new(self, options, now, Some(lock));
         let outcome = collection.run().await;
         let released = match collection.lock {
@@ -172,7 +174,11 @@ impl TenantRepository {
         Ok((number, listed))
     }
 
-    async fn take_lock(&self, now: Timestamp) -> Result<HeldLock, RepositoryError> {
+    async fn take_lock(
+        &self,
+        now: Timestamp,
+        stale_after: Duration,
+    ) -> Result<HeldLock, RepositoryError> {
         let busy = || RepositoryError::CollectionRuns {
             place: self.place().to_owned(),
         };
@@ -181,7 +187,7 @@ impl TenantRepository {
             let name = ObjectName::number(highest);
             match self.get_json::<LockRecord>(Kind::Lock, name).await {
                 Ok(Some((LockRecord { held: true }, since)))
-                    if now.since(since) < LOCK_STALE_AFTER =>
+                    if now.since(since) < stale_after =>
                 {
                     return Err(busy());
                 }
@@ -191,7 +197,7 @@ impl TenantRepository {
                 // A lock that does not read is as good as a dead one's once it is old.
                 Err(RepositoryError::Damaged(_)) => {
                     let written = self.store().head(&self.path(Kind::Lock, name)).await?;
-                    if written.is_some_and(|lock| now.since(lock.modified) < LOCK_STALE_AFTER) {
+                    if written.is_some_and(|lock| now.since(lock.modified) < stale_after) {
                         return Err(busy());
                     }
                 }
@@ -201,6 +207,7 @@ impl TenantRepository {
         self.write_lock(highest + 1, true).await?;
         Ok(HeldLock {
             number: highest + 1,
+            renew_every: stale_after / LOCK_RENEW_PART,
             renewed: std::time::Instant::now(),
         })
     }
@@ -254,6 +261,7 @@ impl TenantRepository {
 /// The lock of a running collection.
 struct HeldLock {
     number: u64,
+    renew_every: Duration,
     renewed: std::time::Instant,
 }
 
@@ -402,7 +410,7 @@ impl<'a> Collection<'a> {
                     .objects
                     .extend(head.packs.iter().map(|pack| pack.name));
             }
-            let since = announcement.since.unwrap_or(self.now).minus(CLOCK_MARGIN);
+            let since = announcement.since.unwrap_or(self.now).minus(CLOCK_MARGIN.min(self.options.grace));
             needs.oldest_running = needs.oldest_running.min(since);
         }
         if self.lock.is_some() {
@@ -622,7 +630,7 @@ impl<'a> Collection<'a> {
         let Some(lock) = &mut self.lock else {
             return Ok(());
         };
-        if lock.renewed.elapsed() > LOCK_RENEW_EVERY {
+        if lock.renewed.elapsed() > lock.renew_every {
             self.tenant.write_lock(lock.number + 1, true).await?;
             lock.number += 1;
             lock.renewed = std::time::Instant::now();

@@ -15,7 +15,7 @@ use crate::{
     seal::{Binding, Sealer, read_header},
     slots::{StoredSlot, UnlockKey},
     store::{Put, Store},
-    tenant,
+    tenant::{self, SlotCounts},
 };
 
 /// How often a request that failed in a way that may pass is tried again.
@@ -73,6 +73,8 @@ struct Config {
     created: Timestamp,
     chunks: ChunkSizes,
     pack_bytes: u32,
+    /// Against accidents: a digest of the other fields.
+    check: String,
 }
 
 /// How a repository is opened.
@@ -360,8 +362,16 @@ impl Repository {
         unlock: Arc<UnlockKey>,
     ) -> Result<DataKey, RepositoryError> {
         let place = || self.inner.store.place().to_owned();
-        match self.try_slots(binding, origin, unlock).await? {
+        let (key, slots) = self.try_slots(binding, origin, unlock).await?;
+        match (key, slots.sound) {
             (Some(key), _) => Ok(key),
+            (None, _) if !slots.damaged.is_empty() => Err(RepositoryError::Damaged(
+                slots.damaged.into_iter().next().expect("there is one"),
+            )),
+            (None, 0) if slots.foreign > 0 => Err(RepositoryError::damaged(
+                binding.folder.tenant_object(),
+                "no key slot belongs to the data key that it names",
+            )),
             (None, 0) => Err(RepositoryError::KeysDestroyed {
                 tenant: tenant.clone(),
                 place: place(),
@@ -373,17 +383,17 @@ impl Repository {
         }
     }
 
-    /// The data key if one of the slots opens, and how many slots there are.
+    /// The data key if one of the slots opens, and what slots there are.
     async fn try_slots(
         &self,
         binding: Binding,
         origin: &[u8],
         unlock: Arc<UnlockKey>,
-    ) -> Result<(Option<DataKey>, usize), RepositoryError> {
+    ) -> Result<(Option<DataKey>, SlotCounts), RepositoryError> {
         let object = binding.folder.tenant_object();
         let data_key_id = hex::encode(read_header(object.as_ref(), Kind::Tenant, origin)?);
-        let slots = tenant::stored_slots(&self.inner.store, binding.folder, &data_key_id).await?;
-        let count = slots.len();
+        let (slots, counts) =
+            tenant::stored_slots(&self.inner.store, binding.folder, &data_key_id).await?;
         let key = self
             .inner
             .cpu
@@ -394,7 +404,7 @@ impl Repository {
                     .find_map(|(_, slot)| unlock.unwrap(binding, slot))
             })
             .await;
-        Ok((key, count))
+        Ok((key, counts))
     }
 
     /// Makes a data key and the first slot for it. The tenant's object decides between processes that
@@ -449,7 +459,7 @@ impl Repository {
 impl Config {
     fn new(divided_by: u32) -> Self {
         let sizes = ChunkSizes::default();
-        Self {
+        let mut config = Self {
             format: FORMAT,
             id: hex::encode(random_bytes::<16>()),
             created: Timestamp::now(),
@@ -460,7 +470,26 @@ impl Config {
                 pages: sizes.pages / divided_by,
             },
             pack_bytes: PACK_BYTES / divided_by,
-        }
+            check: String::new(),
+        };
+        config.check = config.digest();
+        config
+    }
+
+    /// A digest of everything but itself: a flipped bit in the id would otherwise make every tenant
+    /// unknown.
+    fn digest(&self) -> String {
+        digest(&format!(
+            "{} {} {} {} {} {} {} {}",
+            self.format,
+            self.id,
+            self.created,
+            self.chunks.least,
+            self.chunks.average,
+            self.chunks.most,
+            self.chunks.pages,
+            self.pack_bytes
+        ))
     }
 
     fn read(store: &Store, bytes: &[u8]) -> Result<(Self, RepositoryId), RepositoryError> {
@@ -468,12 +497,14 @@ impl Config {
             place: store.place().to_owned(),
             what: format!("{CONFIG} {what}"),
         };
+        let damaged = |error: serde_json::Error| {
+            RepositoryError::damaged(CONFIG, format!("it does not read: {error}"))
+        };
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
-        let Format { format } = serde_json::from_slice(bytes)
-            .map_err(|error| not_one(format!("does not read: {error}")))?;
+        let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
         if format > FORMAT {
             return Err(RepositoryError::NewerFormat {
                 object: CONFIG.to_owned(),
@@ -481,8 +512,13 @@ impl Config {
                 known: FORMAT,
             });
         }
-        let config: Self = serde_json::from_slice(bytes)
-            .map_err(|error| not_one(format!("does not read: {error}")))?;
+        let config: Self = serde_json::from_slice(bytes).map_err(damaged)?;
+        if config.check != config.digest() {
+            return Err(RepositoryError::damaged(
+                CONFIG,
+                "it is not what was written: its check does not match",
+            ));
+        }
         let mut id = [0; 16];
         hex::decode_to_slice(&config.id, &mut id)
             .map_err(|_| not_one("has no id of 32 hexadecimal digits".into()))?;
@@ -491,6 +527,11 @@ impl Config {
         }
         Ok((config, RepositoryId(id)))
     }
+}
+
+/// A short digest of text that is in the clear, against accidents only.
+pub(crate) fn digest(text: &str) -> String {
+    hex::encode(&blake3::hash(text.as_bytes()).as_bytes()[..16])
 }
 
 /// Two processes that make a repository at once: the second sees the first one's trial before its

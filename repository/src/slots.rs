@@ -93,6 +93,60 @@ pub(crate) struct StoredSlot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) argon2id: Option<PassphraseCost>,
     pub(crate) wrapped: String,
+    /// Against accidents: a digest of the other fields, so that a damaged slot is not taken for a wrong
+    /// passphrase.
+    pub(crate) check: String,
+}
+
+impl StoredSlot {
+    /// A slot as it lies in the store, if it is what was written.
+    pub(crate) fn read(object: &str, bytes: &[u8]) -> Result<Self, RepositoryError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let damaged = |error: serde_json::Error| {
+            RepositoryError::damaged(object, format!("it does not read: {error}"))
+        };
+        let Format { format } = serde_json::from_slice(bytes).map_err(damaged)?;
+        let slot: Self = match serde_json::from_slice(bytes) {
+            Ok(slot) => slot,
+            Err(_) if format > FORMAT => return Err(Self::newer(object, format)),
+            Err(error) => return Err(damaged(error)),
+        };
+        if slot.check != slot.digest() {
+            return Err(RepositoryError::damaged(
+                object,
+                "it is not what was written: its check does not match",
+            ));
+        }
+        if slot.format > FORMAT {
+            return Err(Self::newer(object, slot.format));
+        }
+        Ok(slot)
+    }
+
+    fn newer(object: &str, version: u32) -> RepositoryError {
+        RepositoryError::NewerFormat {
+            object: object.to_owned(),
+            version,
+            known: FORMAT,
+        }
+    }
+
+    fn digest(&self) -> String {
+        let kind = match self.kind {
+            KeySlotKind::KeyFile => "key_file",
+            KeySlotKind::Passphrase => "passphrase",
+        };
+        let cost = self.argon2id.map_or_else(String::new, |cost| {
+            format!("{} {}", cost.memory_kib, cost.passes)
+        });
+        crate::open::digest(&format!(
+            "{} {kind} {} {} {} {cost} {}",
+            self.format, self.created, self.data_key_id, self.salt, self.wrapped
+        ))
+    }
 }
 
 /// The key of a person or a machine, read once and tried on slots.
@@ -168,7 +222,7 @@ impl UnlockKey {
             &mut wrapped,
         )
         .expect("a key is far below AES-GCM's bound");
-        Ok(StoredSlot {
+        let mut slot = StoredSlot {
             format: FORMAT,
             kind: self.kind(),
             created: Timestamp::now(),
@@ -176,7 +230,10 @@ impl UnlockKey {
             salt: hex::encode(salt),
             argon2id: cost,
             wrapped: hex::encode(wrapped),
-        })
+            check: String::new(),
+        };
+        slot.check = slot.digest();
+        Ok(slot)
     }
 
     /// The data key, if this key opens the slot.

@@ -151,7 +151,8 @@ impl Store {
             std::io::ErrorKind::NotFound => RepositoryError::Missing {
                 place: place.clone(),
             },
-            std::io::ErrorKind::NotADirectory => RepositoryError::NotARepository {
+            // A file in the way is told as one that exists already.
+            std::io::ErrorKind::NotADirectory | std::io::ErrorKind::AlreadyExists => RepositoryError::NotARepository {
                 place: place.clone(),
                 what: "it is not a folder".into(),
             },

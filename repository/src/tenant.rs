@@ -7,7 +7,7 @@ use object_store::path::Path;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    CpuPool, KeySlot, RepositoryError, Unlock,
+    CpuPool, Damage, KeySlot, RepositoryError, Unlock,
     announce::DamageRecord,
     keys::DataKey,
     layout::{Kind, ObjectName, TenantFolder, random_bytes},
@@ -305,7 +305,9 @@ impl TenantRepository {
     }
 
     async fn stored_slots(&self) -> Result<BTreeMap<String, StoredSlot>, RepositoryError> {
-        stored_slots(self.store(), self.inner.folder, &self.inner.data_key_id).await
+        let (slots, _) =
+            stored_slots(self.store(), self.inner.folder, &self.inner.data_key_id).await?;
+        Ok(slots)
     }
 }
 
@@ -313,13 +315,25 @@ fn slot_path(folder: TenantFolder, id: &str) -> Path {
     Path::from(format!("{}/{id}.json", folder.keys()))
 }
 
-/// The slots of a data key, by id.
+/// The slots that are not to be tried.
+#[derive(Debug, Default)]
+pub(crate) struct SlotCounts {
+    /// Slots of the data key that was asked for.
+    pub(crate) sound: usize,
+    /// Slots of another data key.
+    pub(crate) foreign: usize,
+    /// Slots that are not what was written.
+    pub(crate) damaged: Vec<Damage>,
+}
+
+/// The slots of a data key, by id, and what else lies beside them.
 pub(crate) async fn stored_slots(
     store: &Store,
     folder: TenantFolder,
     data_key_id: &str,
-) -> Result<BTreeMap<String, StoredSlot>, RepositoryError> {
+) -> Result<(BTreeMap<String, StoredSlot>, SlotCounts), RepositoryError> {
     let mut slots = BTreeMap::new();
+    let mut counts = SlotCounts::default();
     for listed in store.list(&folder.keys()).await? {
         let Some(id) = listed
             .path
@@ -331,18 +345,21 @@ pub(crate) async fn stored_slots(
         let Some(bytes) = store.get(&listed.path).await? else {
             continue;
         };
-        match serde_json::from_slice::<StoredSlot>(&bytes) {
+        match StoredSlot::read(listed.path.as_ref(), &bytes) {
             Ok(slot) if slot.data_key_id == data_key_id => {
                 slots.insert(id.to_owned(), slot);
             }
-            Ok(_) => {}
-            // Another slot may still open; when none does, the reader is told of the key.
-            Err(error) => {
-                tracing::warn!(object = %listed.path, %error, "a key slot does not read");
+            Ok(_) => counts.foreign += 1,
+            // Another slot may still open; when none does, the reader is told of this one.
+            Err(RepositoryError::Damaged(damage)) => {
+                tracing::warn!(%damage, "a key slot is damaged");
+                counts.damaged.push(damage);
             }
+            Err(error) => return Err(error),
         }
     }
-    Ok(slots)
+    counts.sound = slots.len();
+    Ok((slots, counts))
 }
 
 /// Writes a new slot and gives back its id and place.

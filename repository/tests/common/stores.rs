@@ -16,6 +16,13 @@ use object_store::{
     path::Path,
 };
 
+/// A write that took effect.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub path: String,
+    pub bytes: u64,
+}
+
 /// A store that does what it is told by the test, over a real one.
 #[derive(Debug)]
 pub struct TestStore {
@@ -28,8 +35,8 @@ pub struct TestStore {
     ignores_create_only: AtomicBool,
     /// Fails writes with this error kind of a disk.
     write_error: Mutex<Option<std::io::ErrorKind>>,
-    /// All requests that changed something and succeeded.
-    log: Mutex<Vec<String>>,
+    /// All writes that took effect.
+    log: Mutex<Vec<Written>>,
 }
 
 impl TestStore {
@@ -71,8 +78,8 @@ impl TestStore {
         *self.write_error.lock().unwrap() = kind;
     }
 
-    /// Takes the log: `put PATH` and `delete PATH` of what succeeded.
-    pub fn take_log(&self) -> Vec<String> {
+    /// Takes the log of writes.
+    pub fn take_log(&self) -> Vec<Written> {
         std::mem::take(&mut self.log.lock().unwrap())
     }
 
@@ -97,10 +104,6 @@ impl TestStore {
         } else {
             Err(Self::dead())
         }
-    }
-
-    fn note(&self, what: &str, path: &Path) {
-        self.log.lock().unwrap().push(format!("{what} {path}"));
     }
 }
 
@@ -131,8 +134,12 @@ impl ObjectStore for TestStore {
         if self.ignores_create_only.load(Ordering::SeqCst) {
             options.mode = PutMode::Overwrite;
         }
+        let bytes = payload.content_length() as u64;
         let result = self.inner.put_opts(location, payload, options).await?;
-        self.note("put", location);
+        self.log.lock().unwrap().push(Written {
+            path: location.to_string(),
+            bytes,
+        });
         if answered {
             Ok(result)
         } else {
