@@ -106,7 +106,11 @@ impl Attempt {
             .registry
             .get(self.claimed.job.kind.as_str())
             .map_err(|unknown| {
-                Problem::permanent("job.unknown_kind", unknown.to_string(), "use a newer worker")
+                Problem::permanent(
+                    "job.unknown_kind",
+                    unknown.to_string(),
+                    "use a newer worker",
+                )
             })?;
         if self.claimed.job.kind_version > kind.version() {
             return Err(Problem::snooze(
@@ -156,16 +160,15 @@ impl Attempt {
         match tokio::time::timeout(ABORT_WITHIN, &mut task).await {
             Ok(ended) => self.read_end(ended),
             Err(_) => {
-                tracing::error!("the job blocks a thread and cannot be stopped: its lease runs out");
+                tracing::error!(
+                    "the job blocks a thread and cannot be stopped: its lease runs out"
+                );
                 Err(Failure::NotOurs)
             }
         }
     }
 
-    fn read_end(
-        &self,
-        ended: Result<Result<Value, Problem>, JoinError>,
-    ) -> Result<Value, Failure> {
+    fn read_end(&self, ended: Result<Result<Value, Problem>, JoinError>) -> Result<Value, Failure> {
         match ended {
             Ok(result) => result.map_err(Failure::Problem),
             // The panic goes on in the worker's own stack, where the layer that catches panics is.
@@ -214,8 +217,7 @@ impl Attempt {
             .and_then(|id| i32::try_from(id).ok())
             .and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid
-            && let Err(error) =
-                rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
         {
             tracing::debug!(%error, "the job's process could not be asked to stop");
         }
@@ -257,9 +259,7 @@ impl Attempt {
         if let Some(ending) = self.ending(shared, outcome).await {
             self.tell_ledger(shared, ending).await;
         }
-        shared
-            .heart
-            .remove(self.claimed.job.id, self.claimed.token);
+        shared.heart.remove(self.claimed.job.id, self.claimed.token);
         shared.ended.notify_waiters();
         // What the attempt left is removed at once and not only at the next round.
         shared.tidy.notify_one();

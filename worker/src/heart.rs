@@ -49,10 +49,7 @@ pub(crate) struct Heart {
 #[derive(Clone, Debug)]
 pub(crate) enum HeartLedger {
     /// Through connections of its own.
-    Own {
-        url: String,
-        options: LedgerOptions,
-    },
+    Own { url: String, options: LedgerOptions },
     /// Through those of the jobs.
     Shared(Ledger),
 }
@@ -94,7 +91,10 @@ impl Heart {
     /// Keeps it no longer: the attempt has ended.
     pub(crate) fn remove(&self, job: JobId, token: AttemptToken) {
         let mut running = self.running();
-        if running.get(&job).is_some_and(|beating| beating.token == token) {
+        if running
+            .get(&job)
+            .is_some_and(|beating| beating.token == token)
+        {
             running.remove(&job);
         }
     }

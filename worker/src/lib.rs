@@ -9,13 +9,13 @@
 
 mod artefact;
 mod attempt;
+mod drain;
 mod heart;
 mod isolate;
 mod lease;
 mod ports;
 mod rescue;
 mod service;
-mod source;
 
 use std::{
     fmt,
@@ -30,6 +30,7 @@ use apalis_core::{
 use fettler_jobs::{Registry, Services, StopReason};
 use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions};
 use fettler_model::{AttemptToken, ErrorClass, JobId, JobKindName, JobState, Problem, Progress};
+use fettler_queue::{Deliveries, Delivery, DeliveryOptions, LedgerQueue, Queue};
 use thiserror::Error;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -39,9 +40,9 @@ use uuid::Uuid;
 
 pub use isolate::Isolate;
 
+use drain::UntilDrain;
 use heart::{Heart, HeartLedger};
 use service::{ReportLayer, RunJob};
-use source::{Delivery, LedgerQueue, QueueOptions};
 
 /// How many jobs of each class run at once (rule 17).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +102,9 @@ pub enum WorkerError {
     #[error("the heartbeat's thread could not be started: {0}")]
     Heartbeat(std::io::Error),
     /// The lease is no longer than the time between two heartbeats.
-    #[error("a lease of {lease:?} cannot be kept with a heartbeat every {heartbeat:?}: make the lease at least twice as long")]
+    #[error(
+        "a lease of {lease:?} cannot be kept with a heartbeat every {heartbeat:?}: make the lease at least twice as long"
+    )]
     Timing {
         /// The lease.
         lease: Duration,
@@ -109,7 +112,9 @@ pub enum WorkerError {
         heartbeat: Duration,
     },
     /// The claim that was to be adopted is gone.
-    #[error("the attempt {token} of job {job} has ended or was superseded: there is nothing to run")]
+    #[error(
+        "the attempt {token} of job {job} has ended or was superseded: there is nothing to run"
+    )]
     NothingToAdopt {
         /// The job.
         job: JobId,
@@ -183,6 +188,7 @@ pub struct WorkerBuilder {
     only: Option<Vec<JobId>>,
     adopt: Option<(JobId, AttemptToken)>,
     isolate: Option<Arc<dyn Isolate>>,
+    queue: Option<Arc<dyn Queue>>,
 }
 
 impl fmt::Debug for WorkerBuilder {
@@ -218,7 +224,15 @@ impl WorkerBuilder {
             only: None,
             adopt: None,
             isolate: None,
+            queue: None,
         }
+    }
+
+    /// Where jobs come from; the ledger itself when nothing is said.
+    #[must_use]
+    pub fn queue(mut self, queue: Arc<dyn Queue>) -> Self {
+        self.queue = Some(queue);
+        self
     }
 
     /// Gives the heartbeat connections of its own to this ledger, which is the worker's: jobs that use
@@ -272,6 +286,9 @@ impl WorkerBuilder {
     #[must_use]
     pub fn build(self) -> Worker {
         let heart = Heart::new(&self.name, self.timing.lease, self.timing.heartbeat);
+        let queue = self
+            .queue
+            .unwrap_or_else(|| Arc::new(LedgerQueue::new(self.ledger.clone())));
         let shared = Arc::new(Shared {
             ledger: self.ledger,
             registry: self.registry,
@@ -288,6 +305,7 @@ impl WorkerBuilder {
         Worker {
             name: self.name,
             shared,
+            queue,
             heart_ledger: self.heart_ledger,
             slots: self.slots,
             only: self.only,
@@ -301,6 +319,7 @@ impl WorkerBuilder {
 pub struct Worker {
     name: String,
     shared: Arc<Shared>,
+    queue: Arc<dyn Queue>,
     heart_ledger: HeartLedger,
     slots: Slots,
     only: Option<Vec<JobId>>,
@@ -373,14 +392,17 @@ impl Worker {
     async fn run_loop(&self, shutdown: CancellationToken) -> Result<(), WorkerError> {
         let shared = &self.shared;
         let kinds: Vec<JobKindName> = shared.registry.iter().map(|kind| kind.name()).collect();
-        let queue = QueueOptions {
-            worker: self.name.clone(),
-            kinds,
+        let options = DeliveryOptions {
             long: self.slots.long,
             short: self.slots.short,
             lease: shared.timing.lease,
             only: self.only.clone(),
+            ..DeliveryOptions::new(self.name.clone(), kinds)
         };
+        let queue = Arc::new(UntilDrain {
+            queue: self.queue.clone(),
+            draining: shared.draining.clone(),
+        });
         let (name, most) = (self.name.clone(), self.slots.long + self.slots.short);
         let factory_shared = shared.clone();
         let monitor = Monitor::new()
@@ -392,7 +414,11 @@ impl Worker {
             .register(move |_| {
                 let shared = factory_shared.clone();
                 ApalisWorkerBuilder::new(name.as_str())
-                    .backend(LedgerQueue::new(shared.ledger.clone(), queue.clone()))
+                    .backend(Deliveries::start(
+                        queue.clone(),
+                        shared.ledger.clone(),
+                        options.clone(),
+                    ))
                     .layer(
                         TraceLayer::new()
                             .make_span_with(job_span)

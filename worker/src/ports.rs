@@ -142,9 +142,7 @@ impl JobLedger for Ports {
     }
 
     async fn keep_rules(&self, database: DatabaseId) -> Result<Vec<KeepRules>, Problem> {
-        let policies = self
-            .patiently(|| self.ledger.policies_of(database))
-            .await?;
+        let policies = self.patiently(|| self.ledger.policies_of(database)).await?;
         Ok(policies
             .into_iter()
             .filter(|policy| policy.tenant == self.tenant)
@@ -174,7 +172,10 @@ pub(crate) fn as_jobs_see_it(
         serde_json::from_value(record.sandbox).map_err(|error| {
             Problem::permanent(
                 "database.sandbox",
-                format!("the sandbox of database {} cannot be read: {error}", record.name),
+                format!(
+                    "the sandbox of database {} cannot be read: {error}",
+                    record.name
+                ),
                 "set it again with `fettler database edit`",
             )
         })?

@@ -11,9 +11,7 @@ use std::{
 use fettler_engine::{SandboxSpec, Target};
 use fettler_jobs::StopReason;
 use fettler_ledger::{ArtefactRecord, JobRecord, LedgerError};
-use fettler_model::{
-    AttemptToken, DatabaseUrl, JobState, Problem, SecretReference, TenantId,
-};
+use fettler_model::{AttemptToken, DatabaseUrl, JobState, Problem, SecretReference, TenantId};
 use serde::Deserialize;
 use tokio::sync::broadcast;
 
@@ -134,8 +132,8 @@ async fn remove_artefacts(shared: &Shared) -> Result<(), LedgerError> {
                 continue;
             }
         };
-        let waits_for_its_machine = !recorded.is_of_this_machine()
-            && now.since(record.recorded) < FOREIGN_ARTEFACT_AGE;
+        let waits_for_its_machine =
+            !recorded.is_of_this_machine() && now.since(record.recorded) < FOREIGN_ARTEFACT_AGE;
         if waits_for_its_machine {
             continue;
         }
@@ -298,8 +296,8 @@ async fn is_left_over(shared: &Shared, folder: &AttemptFolder) -> bool {
     match shared.ledger.find_job(None, &folder.job_end).await {
         Ok(job) => {
             // A process that was superseded may still write there; what it writes counts for nothing.
-            let runs = job.state == JobState::Running
-                && job.attempt <= folder.token.attempt_number();
+            let runs =
+                job.state == JobState::Running && job.attempt <= folder.token.attempt_number();
             !runs
         }
         Err(LedgerError::NotFound { .. }) => folder
@@ -312,4 +310,3 @@ async fn is_left_over(shared: &Shared, folder: &AttemptFolder) -> bool {
         }
     }
 }
-

@@ -9,6 +9,7 @@ use std::{
 };
 
 use apalis_core::{error::BoxDynError, task::Task};
+use fettler_queue::Delivery;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use tower::{Layer, Service};
@@ -16,7 +17,6 @@ use tower::{Layer, Service};
 use crate::{
     Shared,
     attempt::{Attempt, Failure},
-    source::Delivery,
 };
 
 /// Runs the job of an attempt that [`Report`] has begun.
@@ -77,29 +77,24 @@ where
     type Future = BoxFuture<'static, Result<(), Infallible>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner
-            .poll_ready(cx)
-            .map(|ready| match ready {
-                // The services inside are always ready, so that there is nothing to pass on.
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    tracing::error!(%error, "a layer of the worker is not ready");
-                    Ok(())
-                }
-            })
+        self.inner.poll_ready(cx).map(|ready| match ready {
+            // The services inside are always ready, so that there is nothing to pass on.
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::error!(%error, "a layer of the worker is not ready");
+                Ok(())
+            }
+        })
     }
 
     fn call(&mut self, mut task: Task<Delivery>) -> Self::Future {
         let shared = self.shared.clone();
-        // The slot is free again once the end was reported, so that a drain waits for the report.
-        let slot = task.args.slot.take();
         let attempt = Attempt::begin(&shared, task.args.claimed.clone(), task.args.asked);
         task.inject_data(attempt.clone());
         let run = self.inner.call(task);
         Box::pin(async move {
             let outcome = run.await.map_err(as_failure);
             attempt.report(&shared, outcome).await;
-            drop(slot);
             Ok(())
         })
     }

@@ -32,12 +32,16 @@ async fn a_job_runs_and_its_result_and_log_are_kept() {
 async fn a_job_that_waits_is_picked_up_at_once_and_not_at_the_next_poll() {
     let fixture = Fixture::new().await;
     let worker = Running::start(fixture.builder());
-    let first = fixture.submit("quick", Act::Succeed { result: json!(0) }).await;
+    let first = fixture
+        .submit("quick", Act::Succeed { result: json!(0) })
+        .await;
     fixture.until_final(first).await;
     let mut times = Vec::new();
     for n in 0..20 {
         let asked = Instant::now();
-        let job = fixture.submit("quick", Act::Succeed { result: json!(n) }).await;
+        let job = fixture
+            .submit("quick", Act::Succeed { result: json!(n) })
+            .await;
         fixture.until_final(job).await;
         times.push(asked.elapsed());
     }
@@ -102,7 +106,9 @@ async fn a_panic_is_a_failed_attempt_and_a_second_one_in_a_row_ends_the_job() {
     assert_eq!(problem.code, "job.panicked");
     assert!(problem.what.contains("a mistake in the job"), "{problem}");
     // The worker is none the worse for it.
-    let next = fixture.submit("slow", Act::Succeed { result: json!(1) }).await;
+    let next = fixture
+        .submit("slow", Act::Succeed { result: json!(1) })
+        .await;
     assert_eq!(fixture.until_final(next).await.state, JobState::Succeeded);
     worker.drain().await;
 }
@@ -204,7 +210,9 @@ async fn long_jobs_never_delay_short_ones() {
     }
     fixture.until_logged(long[0], "waiting", 1).await;
     for n in 0..5 {
-        let short = fixture.submit("quick", Act::Succeed { result: json!(n) }).await;
+        let short = fixture
+            .submit("quick", Act::Succeed { result: json!(n) })
+            .await;
         assert_eq!(fixture.until_final(short).await.state, JobState::Succeeded);
     }
     // Nothing long was taken beyond its slot.
@@ -255,7 +263,9 @@ async fn p6_a_job_does_not_see_the_databases_of_another_tenant() {
     let worker = Running::start(fixture.builder());
     let stranger: TenantId = "stranger".parse().unwrap();
     let theirs = fixture.add_database("theirs", &stranger).await;
-    let job = fixture.submit("quick", Act::ReadDatabase { id: theirs }).await;
+    let job = fixture
+        .submit("quick", Act::ReadDatabase { id: theirs })
+        .await;
     let record = fixture.until_final(job).await;
     assert_eq!(record.state, JobState::Dead);
     let problem = record.problem.unwrap();
@@ -281,9 +291,7 @@ async fn the_scratch_folder_of_an_ended_attempt_is_removed() {
     let job = fixture.submit("slow", Act::LeaveScratch).await;
     fixture.until_final(job).await;
     support::wait_for("the scratch folder is empty", || {
-        std::fs::read_dir(fixture.scratch())
-            .map(|entries| entries.count() == 0)
-            .unwrap_or(false)
+        std::fs::read_dir(fixture.scratch()).is_ok_and(|entries| entries.count() == 0)
     })
     .await;
     worker.drain().await;
@@ -294,7 +302,9 @@ async fn a_worker_for_one_job_runs_that_one_and_ends() {
     let fixture = Fixture::new().await;
     let other = fixture.submit("slow", Act::Wait).await;
     let mine = fixture.submit("slow", Act::FailTimes { times: 1 }).await;
-    Running::start(fixture.builder().only(vec![mine])).ended().await;
+    Running::start(fixture.builder().only(vec![mine]))
+        .ended()
+        .await;
     assert_eq!(fixture.job(mine).await.state, JobState::Succeeded);
     assert_eq!(fixture.job(other).await.attempt, 0);
 }

@@ -41,7 +41,10 @@ async fn p1_a_job_whose_worker_was_killed_is_taken_up_within_its_lease_and_two_s
     );
     let attempts = fixture.ledger.attempts(job).await.unwrap();
     assert_eq!(attempts[0].outcome, Some(AttemptOutcome::Lost));
-    assert_eq!(record.tries, 0, "that a machine died is not the job's fault");
+    assert_eq!(
+        record.tries, 0,
+        "that a machine died is not the job's fault"
+    );
     survivor.drain().await;
 }
 
@@ -84,7 +87,10 @@ async fn p2_what_a_process_that_hung_does_after_a_takeover_is_refused() {
     .await;
     // What was on its way when the process was stopped may still come; nothing new does.
     let counted_after: u64 = counted().parse().unwrap();
-    assert!(counted_after <= counted_before + 1, "{counted_before} {counted_after}");
+    assert!(
+        counted_after <= counted_before + 1,
+        "{counted_before} {counted_after}"
+    );
     std::fs::write(folder.join("enough"), "").unwrap();
     let record = fixture.until_final(job).await;
     assert_eq!(record.result, Some(json!({"counted_by": 2})));
@@ -103,9 +109,7 @@ async fn rule_7_a_job_that_kills_its_process_is_run_alone_and_is_dead_after_it_k
     .await;
     let (url, scratch) = (fixture.url.clone(), fixture.scratch());
     let worker = Running::start(fixture.builder().timing(SHORT_LEASE).isolate(
-        move |job, token| {
-            child_command_of(&url, &scratch, Some((job, token)), SHORT_LEASE).into()
-        },
+        move |job, token| child_command_of(&url, &scratch, Some((job, token)), SHORT_LEASE).into(),
     ));
     // A neighbour in the worker that looks after the poison job is not harmed.
     let neighbour = fixture.submit("slow", Act::Wait).await;
@@ -129,9 +133,7 @@ async fn rule_7_a_job_that_lost_its_worker_by_chance_ends_well_in_a_process_of_i
     killed.0.kill().unwrap();
     let (url, scratch) = (fixture.url.clone(), fixture.scratch());
     let worker = Running::start(fixture.builder().timing(SHORT_LEASE).isolate(
-        move |job, token| {
-            child_command_of(&url, &scratch, Some((job, token)), SHORT_LEASE).into()
-        },
+        move |job, token| child_command_of(&url, &scratch, Some((job, token)), SHORT_LEASE).into(),
     ));
     let record = fixture.until_final(job).await;
     assert_eq!(record.state, JobState::Succeeded);

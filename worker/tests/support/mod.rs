@@ -130,7 +130,11 @@ async fn act(context: &JobContext, act: Act) -> Result<Value, Problem> {
             Ok(result)
         }
         Act::FailTransient => Err(Problem::transient("test.transient", "it failed", "")),
-        Act::FailForGood => Err(Problem::permanent("test.permanent", "it cannot be", "fix it")),
+        Act::FailForGood => Err(Problem::permanent(
+            "test.permanent",
+            "it cannot be",
+            "fix it",
+        )),
         Act::FailTimes { times } => {
             let before = load(context).await?.as_u64().unwrap_or(0);
             if before == times {
@@ -210,7 +214,10 @@ async fn act(context: &JobContext, act: Act) -> Result<Value, Problem> {
     }
 }
 
-async fn count_while_fenced(context: &JobContext, folder: &std::path::Path) -> Result<Value, Problem> {
+async fn count_while_fenced(
+    context: &JobContext,
+    folder: &std::path::Path,
+) -> Result<Value, Problem> {
     let token = context.job.token;
     let mut count = 0_u64;
     loop {
@@ -360,16 +367,13 @@ impl Fixture {
     }
 
     pub async fn submit_request(&self, request: JobRequest) -> JobId {
-        self.ledger
-            .submit(request, None)
-            .await
-            .expect("a job")
-            .job
+        self.ledger.submit(request, None).await.expect("a job").job
     }
 
     pub async fn add_database(&self, name: &str, tenant: &TenantId) -> DatabaseId {
         self.ledger.ensure_tenant(tenant).await.expect("a tenant");
-        let (url, _) = DatabaseUrl::parse_with_password(&format!("/tmp/{name}.sqlite")).unwrap();
+        let (url, _) = DatabaseUrl::parse_with_password(&format!("/tmp/{name}.sqlite"))
+            .expect("a path is a database");
         let record = DatabaseRecord {
             id: DatabaseId::new(),
             tenant: tenant.clone(),
@@ -389,7 +393,12 @@ impl Fixture {
     }
 
     /// Waits until the job is as wanted.
-    pub async fn until(&self, job: JobId, what: &str, wanted: impl Fn(&JobRecord) -> bool) -> JobRecord {
+    pub async fn until(
+        &self,
+        job: JobId,
+        what: &str,
+        wanted: impl Fn(&JobRecord) -> bool,
+    ) -> JobRecord {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let record = self.job(job).await;
@@ -402,7 +411,8 @@ impl Fixture {
     }
 
     pub async fn until_final(&self, job: JobId) -> JobRecord {
-        self.until(job, "final", |record| record.state.is_final()).await
+        self.until(job, "final", |record| record.state.is_final())
+            .await
     }
 
     /// Waits until the job has logged this line so often.
