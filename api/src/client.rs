@@ -71,7 +71,9 @@ impl SocketClient {
     ///
     /// When nobody is there, or the answer makes no sense.
     pub async fn health(&self) -> Result<Health, ClientError> {
-        self.ask(Method::GET, "/healthz").await.and_then(|body| self.read(&body))
+        self.ask(Method::GET, "/healthz")
+            .await
+            .and_then(|body| self.read(&body))
     }
 
     /// Tells the process that jobs may be claimable or are to be cancelled.
@@ -115,10 +117,9 @@ impl SocketClient {
         let nobody = |_| ClientError::NobodyThere(self.path.clone());
         let short = SocketPath::new(&self.path).map_err(nobody)?;
         let stream = UnixStream::connect(short.as_path()).await.map_err(nobody)?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| self.bad(error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.bad(error))?;
         let request = Request::builder()
             .method(method)
             .uri(path)

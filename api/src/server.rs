@@ -153,9 +153,7 @@ async fn job(State(shared): State<Shared>, UrlPath(id): UrlPath<JobId>) -> Respo
             }
             Json(record).into_response()
         }
-        Err(error @ LedgerError::NotFound { .. }) => {
-            problem(StatusCode::NOT_FOUND, error.into())
-        }
+        Err(error @ LedgerError::NotFound { .. }) => problem(StatusCode::NOT_FOUND, error.into()),
         Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.into()),
     }
 }

@@ -1,0 +1,133 @@
+//! What a command has at hand: the settings, and, once it asks for them, the ledger and the repository.
+
+use std::sync::Arc;
+
+use fettler_api::SocketClient;
+use fettler_config::{Loaded, Settings, Sources};
+use fettler_ledger::Ledger;
+use fettler_model::TenantId;
+use fettler_repository::TenantRepository;
+use tokio::sync::OnceCell;
+
+use crate::{
+    args::Global,
+    failure::Failure,
+    folder,
+    output::Output,
+    services::{LocalServices, Use},
+};
+
+/// A command's world.
+pub(crate) struct App {
+    pub(crate) output: Output,
+    pub(crate) sources: Sources,
+    pub(crate) loaded: Loaded,
+    ledger: OnceCell<Ledger>,
+    services: OnceCell<Arc<LocalServices>>,
+}
+
+/// The places that settings come from, with the options of this command line.
+pub(crate) fn sources(global: &Global) -> Result<Sources, Failure> {
+    let sources = Sources::of_process()
+        .map_err(|error| Failure::local("the current folder cannot be told", &error))?;
+    let text = |path: &std::path::PathBuf| path.to_string_lossy().into_owned();
+    let mut sources = sources
+        .flag("--folder", "folder", global.folder.as_ref().map(text))
+        .flag(
+            "--repository",
+            "repository.place",
+            global.repository.clone(),
+        )
+        .flag(
+            "--key-file",
+            "keys.file",
+            global.key_file.as_ref().map(text),
+        )
+        .flag(
+            "--tenant",
+            "tenant",
+            global.tenant.as_ref().map(ToString::to_string),
+        );
+    sources.file.clone_from(&global.config);
+    Ok(sources)
+}
+
+impl App {
+    pub(crate) fn new(output: Output, sources: Sources, loaded: Loaded) -> Self {
+        Self {
+            output,
+            sources,
+            loaded,
+            ledger: OnceCell::new(),
+            services: OnceCell::new(),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.loaded.settings
+    }
+
+    pub(crate) fn tenant(&self) -> &TenantId {
+        &self.loaded.settings.tenant
+    }
+
+    /// The way to the process that runs the folder, if there is one.
+    pub(crate) fn socket(&self) -> SocketClient {
+        SocketClient::new(&self.settings().socket())
+    }
+
+    /// The ledger, opened and made when it is not there.
+    pub(crate) async fn ledger(&self) -> Result<&Ledger, Failure> {
+        self.ledger
+            .get_or_try_init(|| async {
+                folder::make(&self.settings().folder)?;
+                let ledger = Ledger::open(&self.settings().ledger_url()).await?;
+                ledger.ensure_tenant(self.tenant()).await?;
+                let socket = self.socket();
+                let runtime = tokio::runtime::Handle::current();
+                ledger.set_wake_hook(Arc::new(move || {
+                    let socket = socket.clone();
+                    runtime.spawn(async move {
+                        // Where nobody listens there is nobody to wake.
+                        if let Err(error) = socket.wake().await {
+                            tracing::debug!(%error, "no other process was woken");
+                        }
+                    });
+                }));
+                Ok::<_, Failure>(ledger)
+            })
+            .await
+    }
+
+    /// What this process offers to jobs.
+    pub(crate) async fn services(&self) -> Result<&Arc<LocalServices>, Failure> {
+        self.services
+            .get_or_try_init(|| async {
+                let ledger = self.ledger().await?.clone();
+                Ok::<_, Failure>(Arc::new(LocalServices::new(
+                    self.sources.clone(),
+                    self.settings().clone(),
+                    ledger,
+                    self.output,
+                )?))
+            })
+            .await
+    }
+
+    /// The tenant's part of the configured repository.
+    pub(crate) async fn repository(&self, how: Use) -> Result<TenantRepository, Failure> {
+        let (repository, _) = self
+            .services()
+            .await?
+            .open(self.tenant(), None, how)
+            .await?;
+        Ok(repository)
+    }
+
+    /// Ends connections in good order.
+    pub(crate) async fn close(&self) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.close().await;
+        }
+    }
+}

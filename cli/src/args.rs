@@ -1,0 +1,800 @@
+//! What the command line takes. The sentences here are the help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use fettler_model::{
+    CatchUp, DatabaseName, JobId, JobKindName, JobState, KeepRules, Overlap, PolicyName, Priority,
+    ProveEvery, SecretReference, TenantId,
+};
+
+use crate::units::{bytes, duration_seconds, percent};
+
+/// Keeps databases in order: backs them up, proves that the backups restore, and restores them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fettler",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
+Begin with `fettler demo`, or with `fettler backup ./some.sqlite`.
+BACKUP is `latest`, an id, or any beginning or ending of one that is unique.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 found something wrong, 4 nothing to do."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Global {
+    /// The folder of this installation [FETTLER_FOLDER; ~/.local/share/fettler]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub(crate) folder: Option<PathBuf>,
+    /// Where backups go: a folder or s3://bucket/prefix [FETTLER_REPOSITORY; in the folder]
+    #[arg(long, global = true, value_name = "PLACE")]
+    pub(crate) repository: Option<String>,
+    /// The file that opens the backups, instead of the passphrase in FETTLER_PASSPHRASE
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Whose things the command works on
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) tenant: Option<TenantId>,
+    /// The file of settings [FETTLER_CONFIG; fettler.toml here or in the folder]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// Print one JSON document (docs/json.md) instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print the result only
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more; twice says everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show all of it at work, with a database made for the purpose
+    Demo(DemoArgs),
+    /// Back up a database
+    Backup(BackupArgs),
+    /// List backups
+    Backups(BackupsArgs),
+    /// Show one backup: what is in it, what came of it
+    Show(BackupArg),
+    /// Read a backup and see whether anything of it is damaged
+    Verify(VerifyArgs),
+    /// Show that a backup restores, by restoring it into a sandbox and comparing
+    Prove(ProveArgs),
+    /// Put a backup back
+    Restore(RestoreArgs),
+    /// Say which tables differ between two backups, and by how many rows
+    Diff(DiffArgs),
+    /// Forget backups, by name or by what is to be kept
+    Forget(ForgetArgs),
+    /// Keep a backup from being forgotten, or let it go
+    Hold(HoldArgs),
+    /// Give back the space of what no backup needs any more
+    Collect(CollectArgs),
+    /// Check the whole repository
+    Check(CheckArgs),
+    /// The list of backups in the ledger
+    #[command(subcommand)]
+    Catalogue(CatalogueCommand),
+    /// The keys that open the backups
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Run scheduler and worker in this folder until stopped
+    Up(UpArgs),
+    /// Tenants
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Databases that are looked after
+    #[command(subcommand)]
+    Database(DatabaseCommand),
+    /// What is done by itself, and when
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// What was asked for and what came of it
+    #[command(args_conflicts_with_subcommands = true)]
+    Jobs(JobsArgs),
+    /// The kinds of jobs and what they take
+    Kinds(KindsArgs),
+    /// Say what a database's server allows, before any byte is read
+    Preflight(PreflightArgs),
+    /// The settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a script that completes commands in a shell
+    Completions(CompletionsArgs),
+    /// Run single jobs in a process of their own
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+}
+
+/// See [`Command::Demo`].
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How large the database is to be
+    #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = bytes)]
+    pub(crate) size: u64,
+    /// Keep running, with a policy that backs up every minute
+    #[arg(long)]
+    pub(crate) stay: bool,
+}
+
+/// A database as a command names it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DatabaseArg {
+    /// postgres://user@host/database, the path of a SQLite file, or the name of a known database
+    #[arg(value_name = "DATABASE")]
+    pub(crate) database: String,
+    /// Where the password lies, env:NAME or file:PATH
+    #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
+    pub(crate) password: Option<SecretReference>,
+}
+
+/// See [`Command::Backup`].
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArg,
+    /// What to call the database, when it is backed up for the first time
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<DatabaseName>,
+    /// Leave out the rows of these tables, such as public.log_*
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Read at most so many bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub(crate) max_rate: Option<u64>,
+    /// A word for keep rules and for people
+    #[arg(long = "tag", value_name = "WORD")]
+    pub(crate) tags: Vec<String>,
+    /// Read everything, also what is known to be unchanged
+    #[arg(long)]
+    pub(crate) read_everything: bool,
+    /// Prove the backup as soon as it is complete
+    #[arg(long)]
+    pub(crate) prove: bool,
+    /// A command to run before; its failure fails the backup
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) before: Option<String>,
+    /// A command to run after; its failure fails the job, the backup stays
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) after: Option<String>,
+    /// How long either command may take
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) hook_timeout: Option<u64>,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
+}
+
+/// See [`Command::Backups`].
+#[derive(Debug, Args)]
+pub(crate) struct BackupsArgs {
+    /// Only those of this database
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<DatabaseName>,
+    /// Also those that were forgotten or have vanished
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// At most so many, the newest
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) limit: usize,
+}
+
+/// A backup.
+#[derive(Debug, Args)]
+pub(crate) struct BackupArg {
+    /// `latest`, an id, or a beginning or ending of one
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+}
+
+/// See [`Command::Verify`].
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) backup: BackupArg,
+    /// Read only about this share of the stored bytes
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) sample: Option<f64>,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
+}
+
+/// See [`Command::Prove`].
+#[derive(Debug, Args)]
+pub(crate) struct ProveArgs {
+    #[command(flatten)]
+    pub(crate) backup: BackupArg,
+    /// `automatic`, `source-server`, or a server as postgres://user@host/database
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) sandbox: Option<String>,
+    /// Where the sandbox server's password lies, env:NAME or file:PATH
+    #[arg(
+        long = "sandbox-password-from",
+        alias = "sandbox-password",
+        value_name = "REFERENCE",
+        requires = "sandbox"
+    )]
+    pub(crate) sandbox_password: Option<SecretReference>,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
+}
+
+/// Whether a command waits.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct DetachArg {
+    /// Only submit the job, for `fettler up` to run it
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// See [`Command::Restore`].
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    #[command(flatten)]
+    pub(crate) backup: BackupArg,
+    /// Where to: postgres://user@host/database or the path of a SQLite file
+    #[arg(long, value_name = "URL")]
+    pub(crate) to: String,
+    /// Where the password lies, env:NAME or file:PATH
+    #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
+    pub(crate) password: Option<SecretReference>,
+    /// Only these: a table, a schema or a pattern
+    #[arg(long, value_name = "NAME")]
+    pub(crate) only: Vec<String>,
+    /// Replace what is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Remove the half-done work of an earlier restore first
+    #[arg(long)]
+    pub(crate) start_again: bool,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
+}
+
+/// See [`Command::Diff`].
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The older backup
+    #[arg(value_name = "BACKUP")]
+    pub(crate) from: String,
+    /// The newer backup
+    #[arg(value_name = "BACKUP")]
+    pub(crate) to: String,
+    /// Show what is the same too
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// The keep rules, as commands take them.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "What is kept")]
+pub(crate) struct KeepArgs {
+    /// Keep the newest N
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_last: Option<u32>,
+    /// Keep the newest of each of the last N hours that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_hourly: Option<u32>,
+    /// Keep the newest of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_daily: Option<u32>,
+    /// Keep the newest of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_weekly: Option<u32>,
+    /// Keep the newest of each of the last N months that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_monthly: Option<u32>,
+    /// Keep the newest of each of the last N years that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_yearly: Option<u32>,
+    /// Keep all that are younger, such as 30d
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) keep_within: Option<u64>,
+    /// Keep all that carry this tag
+    #[arg(long, value_name = "WORD")]
+    pub(crate) keep_tag: Vec<String>,
+}
+
+impl KeepArgs {
+    /// The rules, if any was given.
+    pub(crate) fn rules(&self) -> Option<KeepRules> {
+        let rules = KeepRules {
+            last: self.keep_last.unwrap_or(0),
+            hourly: self.keep_hourly.unwrap_or(0),
+            daily: self.keep_daily.unwrap_or(0),
+            weekly: self.keep_weekly.unwrap_or(0),
+            monthly: self.keep_monthly.unwrap_or(0),
+            yearly: self.keep_yearly.unwrap_or(0),
+            within_seconds: self.keep_within,
+            tags: self.keep_tag.clone(),
+        };
+        (!rules.is_empty()).then_some(rules)
+    }
+}
+
+/// See [`Command::Forget`].
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArgs {
+    /// These, whatever the rules say
+    #[arg(value_name = "BACKUP", conflicts_with = "database")]
+    pub(crate) backups: Vec<String>,
+    /// By the rules, those of this database only
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<DatabaseName>,
+    /// Only say what would be forgotten
+    #[arg(long, short = 'n')]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+}
+
+/// See [`Command::Hold`].
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    #[command(flatten)]
+    pub(crate) backup: BackupArg,
+    /// Let it go
+    #[arg(long)]
+    pub(crate) release: bool,
+}
+
+/// See [`Command::Collect`].
+#[derive(Debug, Args)]
+pub(crate) struct CollectArgs {
+    /// How long what nobody needs is kept, such as 24h
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) grace: Option<u64>,
+    /// Only say what would be deleted
+    #[arg(long, short = 'n')]
+    pub(crate) dry_run: bool,
+}
+
+/// See [`Command::Check`].
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Read the stored bytes too, all or a share of them, such as 5%
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "100",
+        value_parser = percent
+    )]
+    pub(crate) read_data: Option<f64>,
+}
+
+/// See [`Command::Catalogue`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum CatalogueCommand {
+    /// Write the list anew from what the repository holds
+    Rebuild,
+}
+
+/// See [`Command::Key`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// List the keys
+    List,
+    /// Let another key open the backups too
+    Add(NewKeyArgs),
+    /// Replace the key in use by another one
+    Rotate(NewKeyArgs),
+    /// Take a key away; the last one stays
+    Remove {
+        /// The key's id, as `fettler key list` shows it
+        id: String,
+    },
+}
+
+/// A key that is to be used from now on.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct NewKeyArgs {
+    /// A key file; it is made when it is not there
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) new_key_file: Option<PathBuf>,
+    /// A passphrase, as env:NAME or file:PATH
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) new_passphrase: Option<SecretReference>,
+}
+
+/// See [`Command::Up`].
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Run no policies, only jobs
+    #[arg(long)]
+    pub(crate) no_scheduler: bool,
+}
+
+/// See [`Command::Tenant`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantCommand {
+    /// Add a tenant
+    Add {
+        /// Its name
+        name: TenantId,
+    },
+    /// List tenants
+    List,
+    /// Show a tenant
+    Show {
+        /// Its name
+        name: TenantId,
+    },
+    /// Change a tenant: what it has of its own stands in config/tenants/NAME.toml
+    Edit {
+        /// Its name
+        name: TenantId,
+    },
+    /// Remove a tenant that has nothing any more
+    Remove {
+        /// Its name
+        name: TenantId,
+    },
+}
+
+/// See [`Command::Database`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatabaseCommand {
+    /// Add a database
+    Add(DatabaseAddArgs),
+    /// List databases
+    List,
+    /// Show a database
+    Show {
+        /// Its name, id or URL
+        name: String,
+    },
+    /// Change a database
+    Edit(DatabaseEditArgs),
+    /// Remove a database; its backups stay
+    Remove {
+        /// Its name, id or URL
+        name: String,
+    },
+}
+
+/// Where a database's proofs restore to.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SandboxArgs {
+    /// Where its proofs restore to: `automatic`, `source-server`, or postgres://user@host/database
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) sandbox: Option<String>,
+    /// Where the sandbox server's password lies, env:NAME or file:PATH
+    #[arg(
+        long = "sandbox-password-from",
+        alias = "sandbox-password",
+        value_name = "REFERENCE",
+        requires = "sandbox"
+    )]
+    pub(crate) sandbox_password: Option<SecretReference>,
+}
+
+/// See [`DatabaseCommand::Add`].
+#[derive(Debug, Args)]
+pub(crate) struct DatabaseAddArgs {
+    /// What to call it
+    pub(crate) name: DatabaseName,
+    /// postgres://user@host/database or the path of a SQLite file
+    pub(crate) url: String,
+    /// Where the password lies, env:NAME or file:PATH
+    #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
+    pub(crate) password: Option<SecretReference>,
+    /// A label, such as zone=dmz
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+}
+
+/// See [`DatabaseCommand::Edit`].
+#[derive(Debug, Args)]
+pub(crate) struct DatabaseEditArgs {
+    /// Its name, id or URL
+    pub(crate) name: String,
+    /// A new name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) rename: Option<DatabaseName>,
+    /// A new place
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+    /// Where the password lies, env:NAME or file:PATH; `none` for none
+    #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
+    pub(crate) password: Option<String>,
+    /// A label, such as zone=dmz; `zone=` takes it away
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}
+
+/// See [`Command::Policy`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Add a policy
+    Add(PolicyAddArgs),
+    /// List policies
+    List,
+    /// Show a policy, its next due times and what became of the last ones
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Change a policy
+    Edit(PolicyEditArgs),
+    /// Remove a policy
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Say when policies are due next
+    Next(PolicyNextArgs),
+}
+
+/// What a policy says beside what it does.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyFields {
+    /// The IANA time zone of the expression, such as Europe/Berlin
+    #[arg(long, value_name = "ZONE")]
+    pub(crate) time_zone: Option<String>,
+    /// What happens with due times that were missed while nothing ran
+    #[arg(long, value_name = "RULE")]
+    pub(crate) catch_up: Option<CatchUpArg>,
+    /// What happens when the last job still runs
+    #[arg(long, value_name = "RULE")]
+    pub(crate) overlap: Option<OverlapArg>,
+    /// The hours in which its jobs may start, such as 22:00-04:00
+    #[arg(long, value_name = "FROM-TO")]
+    pub(crate) window: Option<String>,
+    /// Spread the start over so much time
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) jitter: Option<u64>,
+    /// How urgent its jobs are
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) priority: Option<PriorityArg>,
+    /// How often its backups are proven
+    #[arg(long, value_name = "HOW OFTEN")]
+    pub(crate) prove: Option<ProveArg>,
+    /// A field of the kind's arguments, such as exclude='["log"]'; the value is JSON or text
+    #[arg(long = "argument", value_name = "FIELD=VALUE", value_parser = label)]
+    pub(crate) arguments: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+}
+
+/// See [`PolicyCommand::Add`].
+#[derive(Debug, Args)]
+pub(crate) struct PolicyAddArgs {
+    /// What to call it; made of database and kind when not given
+    pub(crate) name: Option<PolicyName>,
+    /// The database that it is about, by name, id or URL
+    #[arg(long, value_name = "DATABASE")]
+    pub(crate) database: Option<String>,
+    /// What is to be done
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: JobKindName,
+    /// When: minute, hour, day of month, month, day of week
+    #[arg(long, value_name = "EXPRESSION")]
+    pub(crate) cron: String,
+    /// Add it switched off
+    #[arg(long)]
+    pub(crate) paused: bool,
+    #[command(flatten)]
+    pub(crate) fields: PolicyFields,
+}
+
+/// See [`PolicyCommand::Edit`].
+#[derive(Debug, Args)]
+pub(crate) struct PolicyEditArgs {
+    /// Its name
+    pub(crate) name: String,
+    /// A new name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) rename: Option<PolicyName>,
+    /// When: minute, hour, day of month, month, day of week
+    #[arg(long, value_name = "EXPRESSION")]
+    pub(crate) cron: Option<String>,
+    /// Switch it off
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) pause: bool,
+    /// Switch it on
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Keep all backups, whatever rules it had
+    #[arg(long)]
+    pub(crate) keep_all: bool,
+    #[command(flatten)]
+    pub(crate) fields: PolicyFields,
+}
+
+/// See [`PolicyCommand::Next`].
+#[derive(Debug, Args)]
+pub(crate) struct PolicyNextArgs {
+    /// Its name; all policies when not given
+    pub(crate) name: Option<String>,
+    /// An expression instead of a policy
+    #[arg(long, value_name = "EXPRESSION", conflicts_with = "name")]
+    pub(crate) cron: Option<String>,
+    /// The expression's time zone
+    #[arg(long, value_name = "ZONE", requires = "cron", default_value = "UTC")]
+    pub(crate) time_zone: String,
+    /// How many times
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) count: usize,
+}
+
+macro_rules! value_enum {
+    ($(#[$doc:meta])* $name:ident => $model:ident { $($(#[$inner:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, ValueEnum)]
+        pub(crate) enum $name {
+            $($(#[$inner])* $variant,)+
+        }
+
+        impl From<$name> for $model {
+            fn from(given: $name) -> Self {
+                match given {
+                    $($name::$variant => Self::$variant,)+
+                }
+            }
+        }
+    };
+}
+
+value_enum! {
+    /// See [`CatchUp`].
+    CatchUpArg => CatchUp {
+        /// Let them be
+        Skip,
+        /// Run once
+        Once,
+        /// Run each
+        All,
+    }
+}
+value_enum! {
+    /// See [`Overlap`].
+    OverlapArg => Overlap {
+        /// Let the new one be
+        Skip,
+        /// Let the new one wait
+        Queue,
+        /// Cancel the old one
+        Cancel,
+    }
+}
+value_enum! {
+    /// See [`Priority`].
+    PriorityArg => Priority { Lowest, Low, Normal, High, Highest }
+}
+value_enum! {
+    /// See [`ProveEvery`].
+    ProveArg => ProveEvery {
+        /// Not by this policy
+        Never,
+        /// Each backup
+        Backup,
+        /// The first of each day
+        Daily,
+        /// The first of each week
+        Weekly,
+        /// The first of each month
+        Monthly,
+    }
+}
+
+/// See [`Command::Jobs`].
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<JobsCommand>,
+    #[command(flatten)]
+    pub(crate) list: JobsListArgs,
+}
+
+/// Which jobs are listed.
+#[derive(Debug, Args)]
+pub(crate) struct JobsListArgs {
+    /// Also those that ended more than a day ago
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only those in this state
+    #[arg(long, value_name = "STATE")]
+    pub(crate) state: Vec<JobState>,
+    /// Only those of this kind
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<JobKindName>,
+    /// Only those about this database
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// At most so many, the newest
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: usize,
+}
+
+/// See [`Command::Jobs`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobsCommand {
+    /// Show a job with its attempts and its log
+    Show(JobArg),
+    /// Follow a job until it ends
+    Watch(JobArg),
+    /// Stop a job
+    Cancel(JobArg),
+    /// Do an ended job again, as a new one
+    Retry(JobArg),
+}
+
+/// A job.
+#[derive(Debug, Args)]
+pub(crate) struct JobArg {
+    /// Its id, or a beginning or ending of it
+    #[arg(value_name = "JOB")]
+    pub(crate) job: String,
+}
+
+/// See [`Command::Kinds`].
+#[derive(Debug, Args)]
+pub(crate) struct KindsArgs {
+    /// Only this one, with what it takes
+    pub(crate) kind: Option<String>,
+}
+
+/// See [`Command::Preflight`].
+#[derive(Debug, Args)]
+pub(crate) struct PreflightArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArg,
+    /// Leave out the rows of these tables
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+}
+
+/// See [`Command::Config`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show all settings with where each comes from; secrets are hidden
+    Show,
+    /// Look for mistakes in all files, variables and options
+    Check,
+}
+
+/// See [`Command::Completions`].
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// See [`Command::Worker`].
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// The job that is run; no other is
+    #[arg(long, value_name = "JOB")]
+    pub(crate) only: JobId,
+    /// The attempt that another process has claimed for this one
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<i64>,
+}

@@ -1,0 +1,150 @@
+//! `fettler check`: looks at the whole repository of the tenant: every manifest, index and pack, and
+//! whether a backup vanished that the ledger knows.
+
+use fettler_ledger::LedgerError;
+use fettler_model::{BackupId, BackupState};
+use fettler_repository::CheckReport;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::App,
+    args::CheckArgs,
+    commands::backups,
+    failure::{Exit, Failure, Outcome},
+    output::table,
+    run::Signals,
+    services::Use,
+    units,
+};
+
+/// Packs of which progress is told.
+const TELL_EVERY_BYTES: u64 = 512 * 1024 * 1024;
+
+#[derive(Serialize)]
+struct Document<'a> {
+    ok: bool,
+    repository: &'a str,
+    #[serde(flatten)]
+    report: &'a CheckReport,
+}
+
+pub(crate) async fn run(app: &App, args: &CheckArgs) -> Outcome {
+    let repository = app.repository(Use::Read).await?;
+    let known = backups::known(app).await?;
+    let expected: Vec<BackupId> = known
+        .values()
+        .filter(|record| record.state != BackupState::Forgotten)
+        .map(|record| record.facts.id)
+        .collect();
+    let stop = CancellationToken::new();
+    let mut signals = Signals::listen()?;
+    let output = app.output;
+    let (mut read, mut told) = (0, 0);
+    let mut progress = move |bytes: u64| {
+        read += bytes;
+        if read - told >= TELL_EVERY_BYTES {
+            told = read;
+            output.notice(&format!("check: {} read", units::size(read)));
+        }
+    };
+    let report = {
+        let checking = repository.check(args.read_data, &expected, &mut progress, &stop);
+        let mut checking = std::pin::pin!(checking);
+        loop {
+            tokio::select! {
+                report = &mut checking => break report?,
+                _ = signals.next() => stop.cancel(),
+            }
+        }
+    };
+    record(app, &report).await?;
+    let document = Document {
+        ok: report.is_ok(),
+        repository: repository.place(),
+        report: &report,
+    };
+    app.output.result(&document, || text(&report));
+    Ok(if report.is_ok() {
+        Exit::Done
+    } else {
+        Exit::FoundWrong
+    })
+}
+
+/// Brings what was found into the list of backups.
+async fn record(app: &App, report: &CheckReport) -> Result<(), Failure> {
+    let ledger = app.ledger().await?;
+    let found = report
+        .incomplete
+        .iter()
+        .map(|id| (*id, BackupState::Damaged, "a check found damage"))
+        .chain(report.vanished.iter().map(|id| {
+            (
+                *id,
+                BackupState::Vanished,
+                "a check did not find its manifest",
+            )
+        }));
+    for (id, state, why) in found {
+        match ledger.set_backup_state(id, state, why, None).await {
+            // A ledger that never knew it has nothing to change.
+            Ok(()) | Err(LedgerError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn text(report: &CheckReport) -> String {
+    let looked = format!(
+        "{} backups, {} packs, {} of them read ({})",
+        units::count(report.backups),
+        units::count(report.packs),
+        units::count(report.packs_read),
+        units::size(report.bytes_read),
+    );
+    if report.is_ok() {
+        let unneeded = if report.packs_without_backup == 0 {
+            String::new()
+        } else {
+            format!(
+                " {} packs are needed by no backup; `fettler collect` removes them in time.",
+                units::count(report.packs_without_backup)
+            )
+        };
+        return format!("The repository is sound: {looked}.{unneeded}");
+    }
+    let mut text = table(
+        &["object", "stream", "what"],
+        report.damaged.iter().map(|damage| {
+            vec![
+                damage.object.clone(),
+                damage.stream.clone().unwrap_or_default(),
+                damage.what.clone(),
+            ]
+        }),
+    );
+    let ids = |ids: &[BackupId]| {
+        ids.iter()
+            .map(|id| id.short())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    if !report.incomplete.is_empty() {
+        text.push_str(&format!(
+            "\n\nNot complete any more: {}.",
+            ids(&report.incomplete)
+        ));
+    }
+    if !report.vanished.is_empty() {
+        text.push_str(&format!(
+            "\n\nVANISHED without having been forgotten: {}. Somebody removed the manifests from the store: bring them back from its versions or a copy.",
+            ids(&report.vanished)
+        ));
+    }
+    text.push_str(&format!(
+        "\n\nThe repository is DAMAGED: {looked}. The next backup of each database stores anew what it needs; `fettler verify BACKUP` tells what of a backup can still be read."
+    ));
+    text
+}

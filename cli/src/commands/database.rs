@@ -1,0 +1,179 @@
+//! `fettler database`: the databases that are looked after.
+
+use fettler_ledger::{DatabaseChange, DatabaseRecord};
+use fettler_model::SecretReference;
+use serde_json::json;
+
+use crate::{
+    app::App,
+    args::{DatabaseAddArgs, DatabaseCommand, DatabaseEditArgs},
+    failure::{Exit, Failure, Outcome},
+    output::{pairs, table},
+    select, units,
+};
+
+pub(crate) async fn run(app: &App, command: &DatabaseCommand) -> Outcome {
+    let ledger = app.ledger().await?;
+    match command {
+        DatabaseCommand::Add(args) => add(app, args).await,
+        DatabaseCommand::Edit(args) => edit(app, args).await,
+        DatabaseCommand::List => {
+            let databases = ledger.databases(Some(app.tenant())).await?;
+            app.output.result(&json!({ "databases": databases }), || {
+                if databases.is_empty() {
+                    return "No databases. `fettler database add NAME URL` adds one.".to_owned();
+                }
+                table(
+                    &["database", "engine", "place", "labels"],
+                    databases.iter().map(|record| {
+                        vec![
+                            record.name.to_string(),
+                            record.url.engine().to_string(),
+                            record.url.to_string(),
+                            labels(record),
+                        ]
+                    }),
+                )
+            });
+            Ok(Exit::Done)
+        }
+        DatabaseCommand::Show { name } => {
+            let record = select::existing_database(app, name).await?;
+            app.output.result(&record, || text(&record));
+            Ok(Exit::Done)
+        }
+        DatabaseCommand::Remove { name } => {
+            let record = select::existing_database(app, name).await?;
+            ledger.remove_database(record.id).await?;
+            if let Some(SecretReference::Sealed(id)) = record.password {
+                ledger.remove_sealed(app.tenant(), id).await?;
+            }
+            app.output.result(&json!({ "removed": record.name }), || {
+                format!(
+                    "Database {} is not looked after any more. Its backups stay.",
+                    record.name
+                )
+            });
+            Ok(Exit::Done)
+        }
+    }
+}
+
+async fn add(app: &App, args: &DatabaseAddArgs) -> Outcome {
+    let (url, secret) = select::place(&args.url)?;
+    let password = select::password(app, args.password.as_ref(), secret.as_ref()).await?;
+    let mut record = select::new_record(app, args.name.clone(), url, password);
+    record.labels = args.labels.iter().cloned().collect();
+    if let Some(sandbox) = select::sandbox(app, &args.sandbox).await? {
+        record.sandbox = json!(sandbox);
+    }
+    let added = app.ledger().await?.add_database(&record).await?;
+    app.output.result(&added, || {
+        format!(
+            "Database {} is looked after now. `fettler preflight {}` says what its server allows.",
+            added.name, added.name
+        )
+    });
+    Ok(Exit::Done)
+}
+
+async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
+    let record = select::existing_database(app, &args.name).await?;
+    let (url, secret) = match &args.url {
+        Some(text) => {
+            let (url, secret) = select::place(text)?;
+            (Some(url), secret)
+        }
+        None => (None, None),
+    };
+    let password = match args.password.as_deref() {
+        Some("none") => Some(None),
+        Some(text) => {
+            let reference: SecretReference =
+                text.parse()
+                    .map_err(|error: fettler_model::InvalidReference| {
+                        Failure::usage(error.to_string(), "write `none` to take it away")
+                    })?;
+            Some(select::password(app, Some(&reference), secret.as_ref()).await?)
+        }
+        None => select::password(app, None, secret.as_ref())
+            .await?
+            .map(Some),
+    };
+    let changed_labels = (!args.labels.is_empty()).then(|| {
+        let mut labels = record.labels.clone();
+        for (name, value) in &args.labels {
+            if value.is_empty() {
+                labels.remove(name);
+            } else {
+                labels.insert(name.clone(), value.clone());
+            }
+        }
+        labels
+    });
+    let change = DatabaseChange {
+        name: args.rename.clone(),
+        url,
+        password,
+        labels: changed_labels,
+        sandbox: select::sandbox(app, &args.sandbox)
+            .await?
+            .map(|sandbox| json!(sandbox)),
+    };
+    if change == DatabaseChange::default() {
+        return Err(Failure::nothing(
+            format!("nothing of database {} is to be changed", record.name),
+            "`fettler database edit --help` shows what can be",
+        ));
+    }
+    let replaces_password = change.password.is_some();
+    let ledger = app.ledger().await?;
+    let changed = ledger.edit_database(record.id, change).await?;
+    if let (true, Some(SecretReference::Sealed(old))) = (replaces_password, record.password) {
+        ledger.remove_sealed(app.tenant(), old).await?;
+    }
+    app.output.result(&changed, || text(&changed));
+    Ok(Exit::Done)
+}
+
+fn labels(record: &DatabaseRecord) -> String {
+    record
+        .labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn text(record: &DatabaseRecord) -> String {
+    pairs(&[
+        ("database", record.name.to_string()),
+        ("id", record.id.to_string()),
+        ("tenant", record.tenant.to_string()),
+        ("place", record.url.to_string()),
+        (
+            "password",
+            match &record.password {
+                None => "none".to_owned(),
+                Some(SecretReference::Sealed(_)) => "sealed in the ledger".to_owned(),
+                Some(reference) => reference.to_string(),
+            },
+        ),
+        (
+            "identity",
+            record
+                .identity_key
+                .clone()
+                .unwrap_or_else(|| "not known before its first job".to_owned()),
+        ),
+        ("labels", labels(record)),
+        (
+            "sandbox",
+            record.sandbox["kind"]
+                .as_str()
+                .unwrap_or("automatic")
+                .to_owned(),
+        ),
+        ("since", units::moment(record.created)),
+    ])
+}

@@ -1,0 +1,359 @@
+//! `fettler jobs`: what was asked for, what runs, what waits and why (P12), and what came of it.
+
+use std::{collections::HashMap, time::Duration};
+
+use fettler_ledger::{CancelOutcome, JobFilter, JobRecord};
+use fettler_model::{
+    DatabaseId, JobId, JobState, Problem, Progress, TenantId, Timestamp, WaitReason,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    app::App,
+    args::{JobArg, JobsArgs, JobsCommand, JobsListArgs},
+    failure::{Exit, Failure, Outcome},
+    output::{pairs, table},
+    run, select, units,
+};
+
+/// Without `--all`, jobs that ended longer ago are not listed.
+const RECENT: Duration = Duration::from_secs(24 * 3600);
+/// So many lines of a job's log are shown to people; the document has all.
+const SHOWN_LINES: usize = 30;
+
+/// A job; the fields of `--json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Shown {
+    id: JobId,
+    kind: String,
+    state: JobState,
+    tenant: TenantId,
+    database: Option<String>,
+    submitted: Timestamp,
+    started: Option<Timestamp>,
+    ended: Option<Timestamp>,
+    /// Why it waits, while it is queued (P12).
+    wait: Option<WaitReason>,
+    /// The same in words.
+    wait_text: Option<String>,
+    progress: Option<Progress>,
+    attempts: u32,
+    tries: u32,
+    max_tries: u32,
+    worker: Option<String>,
+    cancel_requested: Option<Timestamp>,
+    retry_of: Option<JobId>,
+    tags: Vec<String>,
+    arguments: Value,
+    result: Option<Value>,
+    problem: Option<Problem>,
+}
+
+impl Shown {
+    fn of(job: JobRecord, names: &HashMap<DatabaseId, String>) -> Self {
+        Self {
+            id: job.id,
+            kind: job.kind.to_string(),
+            state: job.state,
+            tenant: job.tenant,
+            database: job
+                .database
+                .map(|id| names.get(&id).cloned().unwrap_or_else(|| id.to_string())),
+            submitted: job.submitted,
+            started: job.started,
+            ended: job.ended,
+            wait_text: job.wait.as_ref().map(ToString::to_string),
+            wait: job.wait,
+            progress: job.progress,
+            attempts: job.attempt,
+            tries: job.tries,
+            max_tries: job.max_tries,
+            worker: job.worker,
+            cancel_requested: job.cancel_requested,
+            retry_of: job.retry_of,
+            tags: job.tags,
+            arguments: job.arguments,
+            result: job.result,
+            problem: job.problem,
+        }
+    }
+
+    /// What there is to say beside the state.
+    fn remark(&self) -> String {
+        match (self.state, &self.wait_text, &self.progress, &self.problem) {
+            (JobState::Queued, Some(why), _, _) => why.clone(),
+            (JobState::Running, _, _, _) if self.cancel_requested.is_some() => {
+                "asked to stop".to_owned()
+            }
+            (JobState::Running, _, Some(progress), _) => {
+                let of = if progress.bytes_total > 0 {
+                    format!(" of {}", units::size(progress.bytes_total))
+                } else {
+                    String::new()
+                };
+                format!("{} {}{of}", progress.phase, units::size(progress.bytes))
+            }
+            (JobState::Dead, _, _, Some(problem)) => problem.what.clone(),
+            _ => String::new(),
+        }
+    }
+}
+
+pub(crate) async fn run(app: &App, args: &JobsArgs) -> Outcome {
+    match &args.command {
+        None => list(app, &args.list).await,
+        Some(JobsCommand::Show(arg)) => show(app, arg).await,
+        Some(JobsCommand::Watch(arg)) => watch(app, arg).await,
+        Some(JobsCommand::Cancel(arg)) => cancel(app, arg).await,
+        Some(JobsCommand::Retry(arg)) => retry(app, arg).await,
+    }
+}
+
+async fn names(app: &App) -> Result<HashMap<DatabaseId, String>, Failure> {
+    Ok(app
+        .ledger()
+        .await?
+        .databases(Some(app.tenant()))
+        .await?
+        .into_iter()
+        .map(|record| (record.id, record.name.to_string()))
+        .collect())
+}
+
+async fn find(app: &App, arg: &JobArg) -> Result<JobRecord, Failure> {
+    let ledger = app.ledger().await?;
+    Ok(ledger.find_job(Some(app.tenant()), &arg.job).await?)
+}
+
+async fn list(app: &App, args: &JobsListArgs) -> Outcome {
+    let ledger = app.ledger().await?;
+    let database = match &args.database {
+        Some(name) => Some(select::existing_database(app, name).await?.id),
+        None => None,
+    };
+    let filter = JobFilter {
+        tenant: Some(app.tenant().clone()),
+        states: args.state.clone(),
+        kind: args.kind.clone(),
+        database,
+        limit: args.limit,
+        ..JobFilter::default()
+    };
+    let names = names(app).await?;
+    let since = ledger.now().await?.minus(RECENT);
+    let jobs: Vec<Shown> = ledger
+        .jobs(&filter)
+        .await?
+        .into_iter()
+        .filter(|job| args.all || job.ended.is_none_or(|ended| ended >= since))
+        .map(|job| Shown::of(job, &names))
+        .collect();
+    app.output.result(&json!({ "jobs": jobs }), || {
+        if jobs.is_empty() {
+            return if args.all {
+                "No jobs.".to_owned()
+            } else {
+                "No jobs in the last day; `--all` lists older ones.".to_owned()
+            };
+        }
+        table(
+            &[
+                "job",
+                "kind",
+                "database",
+                "state",
+                "submitted",
+                "took",
+                "tries",
+                "",
+            ],
+            jobs.iter().map(|job| {
+                vec![
+                    job.id.short(),
+                    job.kind.clone(),
+                    job.database.clone().unwrap_or_default(),
+                    job.state.to_string(),
+                    units::moment(job.submitted),
+                    match (job.started, job.ended) {
+                        (Some(started), Some(ended)) => units::span(ended.since(started)),
+                        (Some(started), None) if job.state == JobState::Running => {
+                            units::span(Timestamp::now().since(started))
+                        }
+                        _ => String::new(),
+                    },
+                    job.attempts.to_string(),
+                    job.remark(),
+                ]
+            }),
+        )
+    });
+    Ok(Exit::Done)
+}
+
+async fn show(app: &App, arg: &JobArg) -> Outcome {
+    let ledger = app.ledger().await?;
+    let record = find(app, arg).await?;
+    let id = record.id;
+    let attempts = ledger.attempts(id).await?;
+    let log = ledger.log_lines(id, 0).await?;
+    let shown = Shown::of(record, &names(app).await?);
+    let mut document = json!(shown);
+    document["attempt_list"] = json!(attempts);
+    document["log"] = json!(log);
+    app.output.result(&document, || {
+        let mut text = text(&shown);
+        if !attempts.is_empty() {
+            text.push('\n');
+            text.push_str(&table(
+                &["attempt", "worker", "started", "took", "outcome", "because"],
+                attempts.iter().map(|attempt| {
+                    vec![
+                        attempt.number.to_string(),
+                        attempt.worker.clone().unwrap_or_default(),
+                        units::moment(attempt.started),
+                        attempt.ended.map_or_else(String::new, |ended| {
+                            units::span(ended.since(attempt.started))
+                        }),
+                        attempt
+                            .outcome
+                            .map_or("runs", |outcome| outcome.as_str())
+                            .to_owned(),
+                        attempt
+                            .problem
+                            .as_ref()
+                            .map_or_else(String::new, |problem| problem.what.clone()),
+                    ]
+                }),
+            ));
+            text.push('\n');
+        }
+        let skipped = log.len().saturating_sub(SHOWN_LINES);
+        if skipped > 0 {
+            text.push_str(&format!("\n({skipped} lines more with --json)"));
+        }
+        for line in &log[skipped..] {
+            text.push_str(&format!("\n{}  {}", units::moment(line.at), line.line));
+        }
+        text
+    });
+    Ok(Exit::Done)
+}
+
+fn text(job: &Shown) -> String {
+    let moment = |time: Option<Timestamp>| time.map_or_else(String::new, units::moment);
+    pairs(&[
+        ("job", job.id.to_string()),
+        ("kind", job.kind.clone()),
+        ("database", job.database.clone().unwrap_or_default()),
+        ("state", job.state.to_string()),
+        ("", job.remark()),
+        ("submitted", units::moment(job.submitted)),
+        ("started", moment(job.started)),
+        ("ended", moment(job.ended)),
+        (
+            "tries",
+            format!(
+                "{} of {} spent, {} attempts",
+                job.tries, job.max_tries, job.attempts
+            ),
+        ),
+        ("worker", job.worker.clone().unwrap_or_default()),
+        (
+            "repeats",
+            job.retry_of.map_or_else(String::new, |id| id.short()),
+        ),
+        ("tags", job.tags.join(" ")),
+        (
+            "to do",
+            job.problem
+                .as_ref()
+                .map_or_else(String::new, |problem| problem.remedy.clone()),
+        ),
+        (
+            "arguments",
+            if job.arguments.is_null() {
+                String::new()
+            } else {
+                job.arguments.to_string()
+            },
+        ),
+        (
+            "result",
+            job.result.as_ref().map_or_else(String::new, |result| {
+                serde_json::to_string_pretty(result).unwrap_or_default()
+            }),
+        ),
+    ])
+}
+
+async fn watch(app: &App, arg: &JobArg) -> Outcome {
+    let record = find(app, arg).await?;
+    let title = format!("{} {}", record.kind, record.id.short());
+    let ended = run::watch_only(app, record.id, &title).await?;
+    let state = ended.state;
+    let problem = ended.problem.clone();
+    let shown = Shown::of(ended, &names(app).await?);
+    app.output.result(&shown, || {
+        format!("Job {} is {}.", shown.id.short(), shown.state)
+    });
+    if state == JobState::Succeeded {
+        return Ok(Exit::Done);
+    }
+    if let (Some(problem), false) = (problem, app.output.json) {
+        app.output
+            .notice(&format!("{}\n{}", problem.what, problem.remedy));
+    }
+    Ok(Exit::Failed)
+}
+
+async fn cancel(app: &App, arg: &JobArg) -> Outcome {
+    let record = find(app, arg).await?;
+    let outcome = app.ledger().await?.request_cancel(record.id).await?;
+    let short = record.id.short();
+    let (word, text, exit) = match outcome {
+        CancelOutcome::Cancelled => (
+            "cancelled",
+            format!("Job {short} is cancelled."),
+            Exit::Done,
+        ),
+        CancelOutcome::Requested => (
+            "requested",
+            format!("Job {short} is asked to stop; `fettler jobs watch {short}` waits for it."),
+            Exit::Done,
+        ),
+        CancelOutcome::AlreadyEnded(state) => (
+            "already_ended",
+            format!("Job {short} had ended: it is {state}."),
+            Exit::Nothing,
+        ),
+    };
+    if outcome == CancelOutcome::Requested {
+        // The process that runs it hears of it at once instead of with its next heartbeat.
+        if let Err(error) = app.socket().wake().await {
+            tracing::debug!(%error, "no other process was woken");
+        }
+    }
+    app.output
+        .result(&json!({ "job": record.id, "cancel": word }), || text);
+    Ok(exit)
+}
+
+async fn retry(app: &App, arg: &JobArg) -> Outcome {
+    let record = find(app, arg).await?;
+    let submitted = app.ledger().await?.retry(record.id).await?;
+    let is_up = run::is_up(app).await;
+    app.output.result(
+        &json!({ "job": submitted.job, "retry_of": record.id, "existing": submitted.existing }),
+        || {
+            let short = submitted.job.short();
+            let how = if is_up {
+                format!("`fettler jobs watch {short}` follows it")
+            } else {
+                "it runs once `fettler up` runs in this folder".to_owned()
+            };
+            format!("Job {short} does {} again: {how}.", record.id.short())
+        },
+    );
+    Ok(Exit::Done)
+}

@@ -1,0 +1,82 @@
+//! The commands, one file each.
+
+mod backup;
+mod backups;
+mod catalogue;
+mod check;
+mod collect;
+pub(crate) mod completions;
+pub(crate) mod config;
+mod database;
+mod diff;
+mod forget;
+mod hold;
+mod jobs;
+mod key;
+mod kinds;
+mod policy;
+mod preflight;
+mod prove;
+mod restore;
+mod show;
+mod tenant;
+pub(crate) mod up;
+mod verify;
+mod worker;
+
+use crate::{
+    app::App,
+    args::{CatalogueCommand, Command},
+    demo,
+    failure::{Exit, Outcome},
+};
+
+pub(crate) use prove::proof_text;
+
+/// Runs a command.
+pub(crate) async fn run(app: &App, command: Command) -> Outcome {
+    match command {
+        Command::Demo(args) => demo::run(app, &args).await,
+        Command::Backup(args) => backup::run(app, &args).await,
+        Command::Backups(args) => backups::run(app, &args).await,
+        Command::Show(args) => show::run(app, &args).await,
+        Command::Verify(args) => verify::run(app, &args).await,
+        Command::Prove(args) => prove::run(app, &args).await,
+        Command::Restore(args) => restore::run(app, &args).await,
+        Command::Diff(args) => diff::run(app, &args).await,
+        Command::Forget(args) => forget::run(app, &args).await,
+        Command::Hold(args) => hold::run(app, &args).await,
+        Command::Collect(args) => collect::run(app, &args).await,
+        Command::Check(args) => check::run(app, &args).await,
+        Command::Catalogue(CatalogueCommand::Rebuild) => catalogue::rebuild(app).await,
+        Command::Key(command) => key::run(app, &command).await,
+        Command::Up(args) => up::run(app, &args).await,
+        Command::Tenant(command) => tenant::run(app, &command).await,
+        Command::Database(command) => database::run(app, &command).await,
+        Command::Policy(command) => policy::run(app, &command).await,
+        Command::Jobs(args) => jobs::run(app, &args).await,
+        Command::Kinds(args) => kinds::run(app, &args),
+        Command::Preflight(args) => preflight::run(app, &args).await,
+        Command::Worker(args) => worker::run(app, &args).await,
+        // They were run before there were settings.
+        Command::Config(_) | Command::Completions(_) => Ok(Exit::Done),
+    }
+}
+
+/// A job's result as the type that its kind gives.
+pub(crate) fn result_of<T: serde::de::DeserializeOwned>(
+    job: &fettler_ledger::JobRecord,
+) -> Result<T, crate::failure::Failure> {
+    let result = job.result.clone().unwrap_or_default();
+    serde_json::from_value(result).map_err(|error| {
+        fettler_model::Problem::permanent(
+            "job.result",
+            format!(
+                "the result of job {} cannot be read: {error}",
+                job.id.short()
+            ),
+            "another version of Fettler may have run it; `fettler jobs show` prints it as it is",
+        )
+        .into()
+    })
+}

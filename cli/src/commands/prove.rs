@@ -1,0 +1,80 @@
+//! `fettler prove`: shows that a backup restores.
+
+use fettler_jobs::{BackupPlace, ProveArguments, ProveOutput};
+use fettler_model::ProofVerdict;
+use serde_json::json;
+
+use crate::{
+    app::App,
+    args::{ProveArgs, SandboxArgs},
+    commands::result_of,
+    failure::{Exit, Outcome},
+    run::{self, Asked},
+    select,
+    services::Use,
+    units,
+};
+
+pub(crate) async fn run(app: &App, args: &ProveArgs) -> Outcome {
+    let repository = app.repository(Use::Read).await?;
+    let backup = select::backup(&repository, &args.backup.backup).await?;
+    let sandbox = select::sandbox(
+        app,
+        &SandboxArgs {
+            sandbox: args.sandbox.clone(),
+            sandbox_password: args.sandbox_password.clone(),
+        },
+    )
+    .await?;
+    // Its record says where its proofs go; a backup of a database that is not known has none.
+    let database = select::known_database(app, &backup.database_name).await?;
+    let arguments = ProveArguments {
+        place: BackupPlace(Some(app.settings().repository_place())),
+        backup: backup.id,
+        sandbox,
+    };
+    let asked = Asked {
+        kind: "prove",
+        database: database.map(|record| record.id),
+        arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
+        tags: Vec::new(),
+        title: format!("prove {}", backup.id.short()),
+    };
+    if args.detach.detach {
+        return run::detach(app, &asked).await;
+    }
+    let job = run::run(app, &asked).await?;
+    let proof: ProveOutput = result_of(&job)?;
+    let mut document = json!(proof);
+    document["job"] = json!(job.id);
+    app.output.result(&document, || proof_text(&proof));
+    Ok(if proof.proven {
+        Exit::Done
+    } else {
+        Exit::FoundWrong
+    })
+}
+
+/// What a proof says, for people.
+pub(crate) fn proof_text(proof: &ProveOutput) -> String {
+    let short = proof.backup.short();
+    let restored = units::span(std::time::Duration::from_secs_f64(
+        proof.restore_seconds.max(0.0),
+    ));
+    let compared = units::count(proof.fingerprints_compared);
+    let list =
+        |lines: &[String]| -> String { lines.iter().map(|line| format!("\n  {line}")).collect() };
+    match proof.verdict {
+        ProofVerdict::Proven => format!(
+            "\nPROVEN: backup {short} was restored in {restored}, and {compared} fingerprints and values are equal."
+        ),
+        ProofVerdict::MatchesWhatWasRead => format!(
+            "\nNot proven: backup {short} was restored in {restored} and matches what was read ({compared} compared), but nothing independent says that all was read:{}",
+            list(&proof.doubts)
+        ),
+        ProofVerdict::Failed => format!(
+            "\nTHE PROOF FAILED: backup {short} was restored in {restored}, and differs:{}",
+            list(&proof.mismatches)
+        ),
+    }
+}

@@ -1,0 +1,86 @@
+//! `fettler tenant`: who there is. What a tenant has of its own (repository, keys, retention, sandbox)
+//! stands in its overlay of the settings.
+
+use fettler_model::TenantId;
+use serde_json::json;
+
+use crate::{
+    app::App,
+    args::TenantCommand,
+    failure::{Exit, Outcome},
+    output::{pairs, table},
+    units,
+};
+
+pub(crate) async fn run(app: &App, command: &TenantCommand) -> Outcome {
+    let ledger = app.ledger().await?;
+    match command {
+        TenantCommand::Add { name } => {
+            let added = ledger.add_tenant(name).await?;
+            app.output
+                .result(&added, || format!("Tenant {name} is there now."));
+        }
+        TenantCommand::List => {
+            let tenants = ledger.tenants().await?;
+            app.output.result(&json!({ "tenants": tenants }), || {
+                table(
+                    &["tenant", "since"],
+                    tenants
+                        .iter()
+                        .map(|tenant| vec![tenant.id.to_string(), units::moment(tenant.created)]),
+                )
+            });
+        }
+        TenantCommand::Show { name } | TenantCommand::Edit { name } => {
+            show(app, name).await?;
+        }
+        TenantCommand::Remove { name } => {
+            ledger.remove_tenant(name).await?;
+            app.output.result(&json!({ "removed": name }), || {
+                format!("Tenant {name} is gone.")
+            });
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn show(app: &App, name: &TenantId) -> Outcome {
+    let ledger = app.ledger().await?;
+    let tenant = ledger.tenant(name).await?;
+    let settings = app.services().await?.settings_of(name)?;
+    let databases = ledger.databases(Some(name)).await?;
+    let policies = ledger.policies(Some(name)).await?;
+    let overlay = app
+        .loaded
+        .files
+        .first()
+        .and_then(|file| file.parent())
+        .unwrap_or(&settings.folder)
+        .join(format!("config/tenants/{name}.toml"));
+    let key = match settings.key() {
+        fettler_config::KeyChoice::File(path) => path.display().to_string(),
+        fettler_config::KeyChoice::Passphrase(reference) => format!("passphrase {reference}"),
+    };
+    let document = json!({
+        "id": tenant.id,
+        "created": tenant.created,
+        "repository": settings.repository_place(),
+        "key": key,
+        "keep": settings.retention.keep,
+        "databases": databases.len(),
+        "policies": policies.len(),
+        "overlay": overlay,
+    });
+    app.output.result(&document, || {
+        pairs(&[
+            ("tenant", tenant.id.to_string()),
+            ("since", units::moment(tenant.created)),
+            ("databases", databases.len().to_string()),
+            ("policies", policies.len().to_string()),
+            ("repository", settings.repository_place()),
+            ("key", key.clone()),
+            ("its settings", overlay.display().to_string()),
+        ])
+    });
+    Ok(Exit::Done)
+}

@@ -1,0 +1,138 @@
+//! `fettler up`: scheduler, worker and socket in one process, for one folder, until it is stopped.
+
+use fettler_api::Socket;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::App,
+    args::UpArgs,
+    failure::{Exit, Failure, Outcome},
+    folder::UpLock,
+    run::{self, Signals},
+    units,
+};
+
+pub(crate) async fn run(app: &App, args: &UpArgs) -> Outcome {
+    let mut signals = Signals::listen()?;
+    let up = Up::start(app, !args.no_scheduler).await?;
+    app.output.notice(&format!(
+        "fettler is up in {} (process {}). Ctrl-C stops it in good order.",
+        app.settings().folder.display(),
+        std::process::id()
+    ));
+    let began = std::time::Instant::now();
+    let ended = up.until(&mut signals, app).await;
+    app.output.notice(&format!(
+        "fettler is down after {}.",
+        units::span(began.elapsed())
+    ));
+    ended?;
+    app.output.result(
+        &serde_json::json!({
+            "folder": app.settings().folder,
+            "duration_seconds": began.elapsed().as_secs_f64(),
+        }),
+        String::new,
+    );
+    Ok(Exit::Done)
+}
+
+/// The parts that run.
+pub(crate) struct Up {
+    parts: JoinSet<Result<(), Failure>>,
+    /// Stops the worker and the scheduler.
+    drain: CancellationToken,
+    /// Stops the socket, which answers until the jobs have stopped.
+    close: CancellationToken,
+    worker: tokio::task::Id,
+    _lock: UpLock,
+}
+
+impl Up {
+    /// Starts all parts. Nothing else may run the folder.
+    pub(crate) async fn start(app: &App, with_scheduler: bool) -> Result<Self, Failure> {
+        let lock = UpLock::take(&app.settings().folder)?;
+        let ledger = app.ledger().await?.clone();
+        let worker = run::worker(app).await?.build();
+        let live = worker.live_progress();
+        let socket = Socket::open(&app.settings().socket())?;
+        let (drain, close) = (CancellationToken::new(), CancellationToken::new());
+        let mut parts = JoinSet::new();
+        let stop = close.clone();
+        let for_socket = ledger.clone();
+        parts.spawn(async move {
+            socket
+                .serve(for_socket, live, stop)
+                .await
+                .map_err(Failure::from)
+        });
+        let _ = with_scheduler;
+        let stop = drain.clone();
+        let worker = parts
+            .spawn(async move { worker.run(stop).await.map_err(Failure::from) })
+            .id();
+        Ok(Self {
+            parts,
+            drain,
+            close,
+            worker,
+            _lock: lock,
+        })
+    }
+
+    /// Stops all in good order.
+    pub(crate) async fn finish(mut self) -> Result<(), Failure> {
+        self.drain.cancel();
+        let mut ended = Ok(());
+        while let Some(part) = self.parts.join_next_with_id().await {
+            let (id, result) = match part {
+                Ok(part) => part,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            };
+            if id == self.worker {
+                self.close.cancel();
+            }
+            ended = ended.and(result);
+        }
+        ended
+    }
+
+    /// Runs until a signal, or until a part fails; then stops all in good order: the jobs stop at
+    /// their next checkpoint and go back. A second Ctrl-C leaves at once.
+    pub(crate) async fn until(mut self, signals: &mut Signals, app: &App) -> Result<(), Failure> {
+        let mut asked = false;
+        let mut ended = Ok(());
+        loop {
+            tokio::select! {
+                part = self.parts.join_next_with_id() => {
+                    let (id, result) = match part {
+                        None => return ended,
+                        Some(Ok(part)) => part,
+                        Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+                    };
+                    if result.is_err() && ended.is_ok() {
+                        ended = result;
+                    }
+                    // Without one part the others are of no use.
+                    self.drain.cancel();
+                    if id == self.worker {
+                        self.close.cancel();
+                    }
+                }
+                _ = signals.next() => {
+                    if asked {
+                        return Err(Failure::from(fettler_model::Problem::permanent(
+                            "up.left",
+                            "the process left before its jobs had stopped",
+                            "they are taken up again when their leases have run out",
+                        )));
+                    }
+                    asked = true;
+                    app.output.notice("Stopping: running jobs stop at their next checkpoint and go back. Again to leave at once.");
+                    self.drain.cancel();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! From what a user types to what is meant: a database by URL, path or name; a backup by `latest`, id or
+//! a part of one; a job by a part of its id.
+
+use std::collections::BTreeMap;
+
+use fettler_engine::SandboxSpec;
+use fettler_ledger::{DatabaseChange, DatabaseRecord, LedgerError};
+use fettler_model::{
+    BackupId, DatabaseId, DatabaseName, DatabaseUrl, Engine, Secret, SecretReference, Timestamp,
+};
+use fettler_repository::{BackupListing, ManifestSummary, TenantRepository};
+
+use crate::{
+    app::App,
+    args::{DatabaseArg, SandboxArgs},
+    failure::Failure,
+};
+
+/// A part of an id that is shorter could be anything.
+const MIN_PART: usize = 4;
+/// As many databases as get numbered names before a person has to choose one.
+const MAX_NUMBERED: u32 = 999;
+
+/// Reads a place, and makes a file's path absolute.
+pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure> {
+    let (url, password) = DatabaseUrl::parse_with_password(text).map_err(|error| {
+        Failure::usage(
+            error.to_string(),
+            "write `postgres://user@host/database`, or the path of a SQLite file",
+        )
+    })?;
+    let url = url
+        .absolute()
+        .map_err(|error| Failure::local("the current folder cannot be told", &error))?;
+    Ok((url, password))
+}
+
+/// The reference to a password: the given one, or a sealed one for what the URL held.
+pub(crate) async fn password(
+    app: &App,
+    given: Option<&SecretReference>,
+    in_url: Option<&Secret>,
+) -> Result<Option<SecretReference>, Failure> {
+    match (given, in_url) {
+        (Some(_), Some(_)) => Err(Failure::usage(
+            "the password is given twice, in the URL and with `--password-from`",
+            "leave it out of the URL",
+        )),
+        (Some(SecretReference::Sealed(_)), None) => Err(Failure::usage(
+            "a sealed password cannot be referred to",
+            "write `env:NAME` or `file:/path`",
+        )),
+        (Some(SecretReference::File(path)), None) => std::path::absolute(path)
+            .map(|path| Some(SecretReference::File(path)))
+            .map_err(|error| Failure::local("the current folder cannot be told", &error)),
+        (Some(reference), None) => Ok(Some(reference.clone())),
+        (None, Some(secret)) => {
+            let services = app.services().await?;
+            services.seal(app.tenant(), secret).await.map(Some)
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The database that is meant; one that is not known is added.
+pub(crate) async fn database(
+    app: &App,
+    given: &DatabaseArg,
+    name: Option<&DatabaseName>,
+) -> Result<DatabaseRecord, Failure> {
+    let ledger = app.ledger().await?;
+    let text = &given.database;
+    if let Some(known) = known_database(app, text).await? {
+        let reference = password(app, given.password.as_ref(), None).await?;
+        return match reference {
+            Some(reference) => change_password(app, &known, reference).await,
+            None => Ok(known),
+        };
+    }
+    let (url, secret) = place(text)?;
+    if let Some(path) = url.path()
+        && !path.exists()
+    {
+        return Err(Failure::usage(
+            format!("no database is called {text:?}, and there is no file of that name"),
+            "give the URL, the path of a SQLite file, or a name from `fettler database list`",
+        ));
+    }
+    let reference = password(app, given.password.as_ref(), secret.as_ref()).await?;
+    let databases = ledger.databases(Some(app.tenant())).await?;
+    if let Some(known) = databases.iter().find(|record| record.url == url) {
+        if let Some(name) = name
+            && *name != known.name
+        {
+            return Err(Failure::usage(
+                format!("the database is known as {:?} already", known.name.as_str()),
+                format!(
+                    "leave `--name` out, or `fettler database edit {} --rename {name}`",
+                    known.name
+                ),
+            ));
+        }
+        return match reference {
+            Some(reference) => change_password(app, known, reference).await,
+            None => Ok(known.clone()),
+        };
+    }
+    let name = match name {
+        Some(name) => name.clone(),
+        None => free_name(&url, |name| {
+            databases.iter().any(|record| record.name == *name)
+        })?,
+    };
+    let added = ledger
+        .add_database(&new_record(app, name, url, reference))
+        .await;
+    match added {
+        Ok(record) => Ok(record),
+        // Another command was quicker.
+        Err(LedgerError::Exists { .. }) => Ok(ledger.find_database(app.tenant(), text).await?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A record that says nothing but where the database is.
+pub(crate) fn new_record(
+    app: &App,
+    name: DatabaseName,
+    url: DatabaseUrl,
+    password: Option<SecretReference>,
+) -> DatabaseRecord {
+    DatabaseRecord {
+        id: DatabaseId::new(),
+        tenant: app.tenant().clone(),
+        name,
+        url,
+        password,
+        identity_key: None,
+        labels: BTreeMap::new(),
+        sandbox: serde_json::to_value(SandboxSpec::Automatic).expect("a sandbox is plain data"),
+        created: Timestamp::now(),
+    }
+}
+
+async fn change_password(
+    app: &App,
+    known: &DatabaseRecord,
+    reference: SecretReference,
+) -> Result<DatabaseRecord, Failure> {
+    let ledger = app.ledger().await?;
+    let changed = ledger
+        .edit_database(
+            known.id,
+            DatabaseChange {
+                password: Some(Some(reference)),
+                ..DatabaseChange::default()
+            },
+        )
+        .await?;
+    if let Some(SecretReference::Sealed(old)) = known.password {
+        ledger.remove_sealed(app.tenant(), old).await?;
+    }
+    Ok(changed)
+}
+
+/// A database of this name, id or URL, if there is one.
+pub(crate) async fn known_database(
+    app: &App,
+    text: &str,
+) -> Result<Option<DatabaseRecord>, Failure> {
+    match app.ledger().await?.find_database(app.tenant(), text).await {
+        Ok(record) => Ok(Some(record)),
+        Err(LedgerError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A database that must be known.
+pub(crate) async fn existing_database(app: &App, text: &str) -> Result<DatabaseRecord, Failure> {
+    if let Some(record) = known_database(app, text).await? {
+        return Ok(record);
+    }
+    if let Ok((url, _)) = place(text)
+        && let Some(record) = known_database(app, url.as_str()).await?
+    {
+        return Ok(record);
+    }
+    let known = app.ledger().await?.databases(Some(app.tenant())).await?;
+    Err(Failure::usage(
+        format!("no database is called {text:?}"),
+        if known.is_empty() {
+            "`fettler database add NAME URL` adds one".to_owned()
+        } else {
+            let names: Vec<&str> = known.iter().map(|record| record.name.as_str()).collect();
+            format!("there are: {}", names.join(", "))
+        },
+    ))
+}
+
+/// A name for a database, made of its place.
+fn free_name(
+    url: &DatabaseUrl,
+    taken: impl Fn(&DatabaseName) -> bool,
+) -> Result<DatabaseName, Failure> {
+    let raw = match url.engine() {
+        Engine::Sqlite => url.path().and_then(|path| {
+            path.file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned())
+        }),
+        Engine::Postgres => url::Url::parse(url.as_str()).ok().map(|url| {
+            let path = url.path().trim_matches('/').to_owned();
+            if path.is_empty() {
+                url.username().to_owned()
+            } else {
+                path
+            }
+        }),
+    }
+    .unwrap_or_default();
+    let mut base: String = raw
+        .to_lowercase()
+        .chars()
+        .map(|letter| match letter {
+            'a'..='z' | '0'..='9' | '-' | '_' | '.' => letter,
+            _ => '-',
+        })
+        .take(50)
+        .collect();
+    base = base
+        .trim_start_matches(|letter: char| !letter.is_ascii_alphanumeric())
+        .to_owned();
+    if base.is_empty() {
+        base = url.engine().to_string();
+    }
+    (1..=MAX_NUMBERED)
+        .filter_map(|number| {
+            let text = if number == 1 {
+                base.clone()
+            } else {
+                format!("{base}-{number}")
+            };
+            text.parse().ok()
+        })
+        .find(|name| !taken(name))
+        .ok_or_else(|| {
+            Failure::usage(
+                format!("many databases are called {base:?} already"),
+                "choose a name with `--name`",
+            )
+        })
+}
+
+/// Where proofs restore to, as an option says it.
+pub(crate) async fn sandbox(
+    app: &App,
+    given: &SandboxArgs,
+) -> Result<Option<SandboxSpec>, Failure> {
+    let Some(text) = &given.sandbox else {
+        return Ok(None);
+    };
+    Ok(Some(match text.as_str() {
+        "automatic" => SandboxSpec::Automatic,
+        "source-server" | "source_server" => SandboxSpec::SourceServer,
+        url => {
+            let (url, secret) = place(url)?;
+            if url.path().is_some() {
+                return Err(Failure::usage(
+                    format!("{text:?} is no sandbox"),
+                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`",
+                ));
+            }
+            SandboxSpec::Server {
+                url,
+                password: password(app, given.sandbox_password.as_ref(), secret.as_ref()).await?,
+            }
+        }
+    }))
+}
+
+/// The backup that is meant.
+pub(crate) async fn backup(
+    repository: &TenantRepository,
+    text: &str,
+) -> Result<ManifestSummary, Failure> {
+    let listing = repository.backups().await?;
+    find_backup(&listing, text, repository.place())
+}
+
+/// The backup that is meant, among those that were listed.
+pub(crate) fn find_backup(
+    listing: &BackupListing,
+    text: &str,
+    place: &str,
+) -> Result<ManifestSummary, Failure> {
+    let none = || {
+        Failure::nothing(
+            format!("there is no backup in {place}"),
+            "`fettler backup URL` makes one; `--repository` names another place",
+        )
+    };
+    if text == "latest" {
+        return listing.backups.last().cloned().ok_or_else(none);
+    }
+    let wanted = text.replace('-', "").to_lowercase();
+    if wanted.len() < MIN_PART || !wanted.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(Failure::usage(
+            format!("{text:?} names no backup"),
+            format!(
+                "write `latest`, or at least {MIN_PART} digits of an id from `fettler backups`"
+            ),
+        ));
+    }
+    let mut fitting = listing.backups.iter().filter(|summary| {
+        let id = digits(summary.id);
+        id.starts_with(&wanted) || id.ends_with(&wanted)
+    });
+    match (fitting.next(), fitting.next()) {
+        (Some(one), None) => Ok(one.clone()),
+        (Some(_), Some(_)) => Err(Failure::usage(
+            format!("{text:?} fits more than one backup"),
+            "give more of the id",
+        )),
+        (None, _) => Err(fettler_model::Problem::permanent(
+            "repository.no_such_backup",
+            format!("there is no backup {text} in {place}"),
+            "`fettler backups` lists what is there; it may have been forgotten, or lie in another repository",
+        )
+        .into()),
+    }
+}
+
+fn digits(id: BackupId) -> String {
+    id.uuid().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(ids: &[u128]) -> BackupListing {
+        BackupListing {
+            backups: ids
+                .iter()
+                .map(|id| ManifestSummary {
+                    id: BackupId::from_uuid(uuid::Uuid::from_u128(*id)),
+                    database: "sqlite:shop".into(),
+                    database_name: "shop".into(),
+                    engine: "sqlite".into(),
+                    parent: None,
+                    tags: Vec::new(),
+                    started: Timestamp::from_micros(0),
+                    finished: Timestamp::from_micros(0),
+                    bytes_read: 0,
+                    bytes_new: 0,
+                    bytes_stored: 0,
+                    streams: 0,
+                    since_full_read: 0,
+                    damaged: false,
+                    held: false,
+                })
+                .collect(),
+            unreadable: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_backup_is_found_by_any_beginning_or_ending_that_is_unique() {
+        let one = 0x0190_0000_0000_7000_8000_0000_0000_aaaa;
+        let two = 0x0190_0000_0000_7000_8000_0000_0000_bbbb;
+        let both = listing(&[one, two]);
+        let found = |text: &str| find_backup(&both, text, "/x").map(|found| found.id);
+        assert_eq!(found("aaaa").unwrap(), both.backups[0].id);
+        assert_eq!(found("latest").unwrap(), both.backups[1].id);
+        assert_eq!(
+            found("01900000-0000-7000-8000-00000000bbbb").unwrap(),
+            both.backups[1].id
+        );
+        let ambiguous = found("0190").unwrap_err();
+        assert_eq!(ambiguous.exit, crate::failure::Exit::Usage);
+        assert_eq!(
+            found("cccc").unwrap_err().exit,
+            crate::failure::Exit::Failed
+        );
+        assert_eq!(found("xyz").unwrap_err().exit, crate::failure::Exit::Usage);
+        assert_eq!(
+            find_backup(&listing(&[]), "latest", "/x").unwrap_err().exit,
+            crate::failure::Exit::Nothing
+        );
+    }
+
+    #[test]
+    fn names_are_made_of_files_and_databases() {
+        let name = |text: &str, taken: &[&str]| {
+            let (url, _) = DatabaseUrl::parse_with_password(text).unwrap();
+            free_name(&url, |name| taken.contains(&name.as_str()))
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(name("/srv/Shop Data.sqlite", &[]), "shop-data");
+        assert_eq!(name("/srv/shop.db", &["shop", "shop-2"]), "shop-3");
+        assert_eq!(name("postgres://ann@db/App", &[]), "app");
+        assert_eq!(name("postgres://ann@db", &[]), "ann");
+        assert_eq!(name("/srv/_.db", &[]), "sqlite");
+    }
+}
