@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use fettler_engine::DatabaseEngine;
+use fettler_engine_postgres::PostgresEngine;
 use fettler_engine_sqlite::SqliteEngine;
 use fettler_model::Engine;
 
 /// All engines.
 #[must_use]
 pub fn all() -> Vec<Arc<dyn DatabaseEngine>> {
-    vec![Arc::new(SqliteEngine)]
+    vec![Arc::new(PostgresEngine::default()), Arc::new(SqliteEngine)]
 }
 
 /// The engine of this name.
@@ -23,4 +24,18 @@ pub fn engine(engine: Engine) -> Arc<dyn DatabaseEngine> {
         .into_iter()
         .find(|listed| listed.engine() == engine)
         .expect("each engine that has a name is in the list")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_engine_that_has_a_name_is_in_the_list_once() {
+        for name in [Engine::Postgres, Engine::Sqlite] {
+            assert_eq!(engine(name).engine(), name);
+            let listed = all().iter().filter(|one| one.engine() == name).count();
+            assert_eq!(listed, 1, "{name}");
+        }
+    }
 }

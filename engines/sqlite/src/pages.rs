@@ -281,6 +281,20 @@ fn warnings_of(found: &Found) -> Vec<Warning> {
             ),
         });
     }
+    if found.orphans > 0 {
+        warnings.push(Warning {
+            code: "sqlite.foreign_keys".to_owned(),
+            message: format!(
+                "{}{} rows refer to rows that are not there; `PRAGMA foreign_key_check` lists them",
+                if found.orphans == scan::ORPHANS {
+                    "at least "
+                } else {
+                    ""
+                },
+                found.orphans
+            ),
+        });
+    }
     if let Some(why) = &found.unchecked {
         warnings.push(Warning {
             code: "sqlite.unchecked".to_owned(),

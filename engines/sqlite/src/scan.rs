@@ -37,6 +37,9 @@ const LARGE_VALUE_BYTES: usize = 16 << 10;
 /// After so many rows a scan looks whether it is to stop, and tells its progress.
 const ROWS_BETWEEN_LOOKS: u64 = 4096;
 
+/// Rows with foreign keys that lead nowhere are counted up to here.
+pub(crate) const ORPHANS: u64 = 1000;
+
 /// At most so many complaints of SQLite's own check are kept.
 const COMPLAINTS: usize = 20;
 
@@ -75,6 +78,8 @@ pub(crate) struct Found {
     pub(crate) complaints: Vec<String>,
     /// Why the file could not be checked, such as a function that only its application has.
     pub(crate) unchecked: Option<String>,
+    /// Rows whose foreign keys lead nowhere, counted up to [`ORPHANS`].
+    pub(crate) orphans: u64,
 }
 
 /// How one table is read.
@@ -99,6 +104,7 @@ enum Task {
         table: usize,
     },
     Check(Check),
+    References,
 }
 
 /// Scans everything that the snapshot holds. The connections stay open.
@@ -122,6 +128,7 @@ fn run(
         tables: vec![TableSum::default(); tables.len()],
         complaints: Vec::new(),
         unchecked: None,
+        orphans: 0,
     });
     std::thread::scope(|scope| {
         let workers: Vec<_> = connections
@@ -159,6 +166,7 @@ fn run(
         objects,
         complaints: sums.complaints,
         unchecked: sums.unchecked,
+        orphans: sums.orphans,
     })
 }
 
@@ -167,6 +175,7 @@ struct Sums {
     tables: Vec<TableSum>,
     complaints: Vec<String>,
     unchecked: Option<String>,
+    orphans: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -210,6 +219,10 @@ fn plan(
         {
             tasks.push_back(Task::Count { table: at });
         }
+    }
+    // Of use to whoever owns the source; a copy has the same ones.
+    if scan.check == Some(Check::Quick) {
+        tasks.push_back(Task::References);
     }
     Ok(tasks)
 }
@@ -271,6 +284,19 @@ fn work(
                 let counted = count(connection, &tables[table].name).map_err(asked)?;
                 let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
                 sums.tables[table].counted = Some(counted);
+            }
+            Task::References => {
+                let orphans = orphans(connection);
+                let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                sums.orphans = match orphans {
+                    Ok(orphans) => orphans,
+                    // A reference to a table or columns that cannot be referred to is the schema's affair.
+                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+                        tracing::info!(%error, "foreign keys could not be checked");
+                        0
+                    }
+                    Err(error) => return Err(asked(error)),
+                };
             }
             Task::Check(how) => {
                 let checked = check_file(connection, how);
@@ -532,6 +558,15 @@ pub(crate) fn check_file(connection: &Connection, how: Check) -> rusqlite::Resul
         other => other?,
     };
     Ok(if said == ["ok"] { Vec::new() } else { said })
+}
+
+/// Counts rows whose foreign keys lead nowhere.
+fn orphans(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row(
+        &format!("SELECT count(*) FROM (SELECT 1 FROM pragma_foreign_key_check LIMIT {ORPHANS})"),
+        [],
+        |row| row.get::<_, i64>(0).map(i64::unsigned_abs),
+    )
 }
 
 /// The definitions and the file's own settings, as a digest under the tenant's key.

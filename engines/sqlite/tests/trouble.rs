@@ -323,7 +323,9 @@ async fn p3_a_restore_goes_on_where_the_last_attempt_stopped() {
 #[tokio::test]
 async fn a_backup_that_is_stopped_leaves_no_stream_and_no_file() {
     let place = Place::new();
-    drop(small(&place));
+    small(&place)
+        .execute_batch("INSERT INTO log SELECT hex(randomblob(500)) FROM orders")
+        .unwrap();
     let mut context = place.attempt(1);
     // So slow that it could not end by itself.
     context.rate = Arc::new(RateLimit::new(Some(1)));
@@ -338,10 +340,9 @@ async fn a_backup_that_is_stopped_leaves_no_stream_and_no_file() {
         }
         stop.cancel();
     });
-    if let Err(error) = ended {
-        assert!(matches!(error, EngineError::Stopped), "{error:?}");
-        assert!(sink.streams().is_empty());
-    }
+    let error = ended.unwrap_err();
+    assert!(matches!(error, EngineError::Stopped), "{error:?}");
+    assert!(sink.streams().is_empty());
     // A stopped attempt's thread may still be closing the copy.
     while place.files().iter().any(|file| file.contains("copy")) {
         tokio::task::yield_now().await;
@@ -540,4 +541,28 @@ async fn two_names_of_one_file_are_one_database() {
         .await
         .unwrap();
     assert!(free.unwrap() > 0);
+}
+
+#[tokio::test]
+async fn references_that_lead_nowhere_are_told() {
+    let place = Place::new();
+    place
+        .open("shop.sqlite")
+        .execute_batch(
+            "PRAGMA foreign_keys = OFF;
+             CREATE TABLE parent (id INTEGER PRIMARY KEY);
+             CREATE TABLE child (p REFERENCES parent);
+             INSERT INTO child VALUES (1), (2), (NULL);",
+        )
+        .unwrap();
+    let report = place.copies_and_proves("shop.sqlite", "copy.sqlite").await;
+    let told: Vec<_> = report
+        .warnings
+        .iter()
+        .filter(|warning| warning.code == "sqlite.foreign_keys")
+        .collect();
+    assert!(
+        told.len() == 1 && told[0].message.starts_with("2 rows"),
+        "{told:?}"
+    );
 }
