@@ -113,7 +113,8 @@ impl PolicyPlan {
         if spec.paused {
             return Decision::Skip(TickOutcome::SkippedPaused);
         }
-        if self.is_missed(due, now) && !self.is_caught_up(spec.catch_up, due, now) {
+        let missed = self.is_missed(due, now);
+        if missed && !self.is_caught_up(spec.catch_up, due, now) {
             return Decision::Skip(TickOutcome::SkippedMissed);
         }
         let start = due.plus(jitter(policy, spec.jitter_seconds)).max(now);
@@ -121,6 +122,10 @@ impl PolicyPlan {
             && !window.is_open(start)
         {
             return Decision::Skip(TickOutcome::SkippedWindow);
+        }
+        // Whoever wants all that was missed wants them although they come at the same moment.
+        if missed && spec.catch_up == CatchUp::All {
+            return run(start, now, None);
         }
         let mut cancel = None;
         if let Some(last) = last_job.filter(|last| !last.state.is_final()) {
@@ -135,10 +140,7 @@ impl PolicyPlan {
                 Overlap::Cancel => cancel = Some(last.id),
             }
         }
-        Decision::Run {
-            not_before: (start > now).then_some(start),
-            cancel,
-        }
+        run(start, now, cancel)
     }
 
     /// Whether the due time passed while no scheduler ran: a later one has come since, or too much time
@@ -160,6 +162,13 @@ impl PolicyPlan {
                 .nth(MAX_CAUGHT_UP_JOBS - 1)
                 .is_none_or(|later| later > now),
         }
+    }
+}
+
+fn run(start: Timestamp, now: Timestamp, cancel: Option<JobId>) -> Decision {
+    Decision::Run {
+        not_before: (start > now).then_some(start),
+        cancel,
     }
 }
 
@@ -282,8 +291,16 @@ mod tests {
             "2026-01-05T23:59:30Z",
         ));
         assert_eq!(decisions.len(), 1440);
-        assert!(decisions[1440 - MAX_CAUGHT_UP_JOBS..].iter().all(|run| *run));
-        assert!(!decisions[..1440 - MAX_CAUGHT_UP_JOBS].iter().any(|run| *run));
+        assert!(
+            decisions[1440 - MAX_CAUGHT_UP_JOBS..]
+                .iter()
+                .all(|run| *run)
+        );
+        assert!(
+            !decisions[..1440 - MAX_CAUGHT_UP_JOBS]
+                .iter()
+                .any(|run| *run)
+        );
     }
 
     #[test]
@@ -345,7 +362,8 @@ mod tests {
         assert!(starts.iter().all(|start| *start < Duration::from_secs(600)));
         assert_eq!(starts[7], jitter(policies[7], 600));
         for quarter in 0..4 {
-            let range = Duration::from_secs(quarter * 150)..Duration::from_secs(quarter * 150 + 150);
+            let range =
+                Duration::from_secs(quarter * 150)..Duration::from_secs(quarter * 150 + 150);
             let inside = starts.iter().filter(|start| range.contains(start)).count();
             assert!((60..140).contains(&inside), "{inside} of 400 in {range:?}");
         }
@@ -376,7 +394,10 @@ mod tests {
         let plan = PolicyPlan::read(&spec("0 * * * *")).expect("a policy");
         let now = at("2026-01-05T10:20:00Z");
         let right = at("2026-01-05T11:00:00Z");
-        assert_eq!(plan.corrected(Some(at("2031-05-01T00:00:00Z")), now), Some(right));
+        assert_eq!(
+            plan.corrected(Some(at("2031-05-01T00:00:00Z")), now),
+            Some(right)
+        );
         assert_eq!(plan.corrected(None, now), Some(right));
         assert_eq!(plan.corrected(Some(right), now), None);
         // One that is due already is not lost.
@@ -391,8 +412,14 @@ mod tests {
         };
         let plan = PolicyPlan::read(&spec).expect("a policy");
         for (day, dues) in [
-            ("2026-03-29T00:00:00Z", ["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"]),
-            ("2026-10-25T00:00:00Z", ["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]),
+            (
+                "2026-03-29T00:00:00Z",
+                ["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"],
+            ),
+            (
+                "2026-10-25T00:00:00Z",
+                ["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"],
+            ),
         ] {
             let found: Vec<_> = plan.upcoming(at(day)).take(2).collect();
             assert_eq!(found, dues.map(at));

@@ -23,7 +23,9 @@ pub enum InvalidWindow {
         text: String,
     },
     /// It would never be open.
-    #[error("the window opens and closes at {0}, so that it is never open: leave it out to allow all hours")]
+    #[error(
+        "the window opens and closes at {0}, so that it is never open: leave it out to allow all hours"
+    )]
     Empty(String),
     /// There is no such zone.
     #[error("there is no time zone {0:?}")]

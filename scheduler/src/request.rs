@@ -1,0 +1,95 @@
+//! Makes the request for a job of a kind that the registry knows: the kind says which slot and exclusion
+//! its jobs have and how often they are tried.
+
+use fettler_jobs::{Registry, UnknownKind};
+use fettler_ledger::PolicyRecord;
+use fettler_model::{DatabaseId, JobRequest, Priority, Problem, TenantId, Timestamp};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::InvalidPolicy;
+
+/// What a request has beside tenant, kind and arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestOptions {
+    /// The database that the job is about.
+    pub database: Option<DatabaseId>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Not before this moment.
+    pub not_before: Option<Timestamp>,
+    /// At most one queued or running job of the tenant has this key.
+    pub unique_key: Option<String>,
+    /// Free words of the user's.
+    pub tags: Vec<String>,
+}
+
+/// Why no job can be made for a policy.
+#[derive(Debug, Error)]
+pub enum UnusablePolicy {
+    /// Its kind is not known.
+    #[error(transparent)]
+    Kind(#[from] UnknownKind),
+    /// Its kind cannot read its arguments.
+    #[error(transparent)]
+    Arguments(#[from] Problem),
+    /// Its time cannot be read.
+    #[error(transparent)]
+    Time(#[from] InvalidPolicy),
+}
+
+/// The request for a job of this kind.
+///
+/// # Errors
+///
+/// When the kind is not known or cannot read the arguments.
+pub fn request(
+    registry: &Registry,
+    tenant: &TenantId,
+    kind: &str,
+    arguments: Value,
+    options: RequestOptions,
+) -> Result<JobRequest, UnusablePolicy> {
+    let kind = registry.get(kind)?;
+    kind.check_arguments(&arguments)?;
+    Ok(JobRequest {
+        tenant: tenant.clone(),
+        kind: kind.name(),
+        database: options.database,
+        arguments,
+        exclusion: kind.exclusion(),
+        slot: kind.slot(),
+        priority: options.priority,
+        not_before: options.not_before,
+        deadline: None,
+        max_tries: kind.max_tries(),
+        unique_key: options.unique_key,
+        retry_of: None,
+        tags: options.tags,
+    })
+}
+
+/// The request for a job of a policy.
+///
+/// # Errors
+///
+/// As [`request`].
+pub fn policy_request(
+    registry: &Registry,
+    policy: &PolicyRecord,
+    not_before: Option<Timestamp>,
+) -> Result<JobRequest, UnusablePolicy> {
+    let options = RequestOptions {
+        database: policy.database,
+        priority: policy.spec.priority,
+        not_before,
+        ..RequestOptions::default()
+    };
+    request(
+        registry,
+        &policy.tenant,
+        policy.spec.kind.as_str(),
+        policy.spec.arguments.clone(),
+        options,
+    )
+}

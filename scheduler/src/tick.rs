@@ -1,0 +1,285 @@
+//! The ticks: policies that are due, a page at a time, each due time in one transaction with its job and
+//! the policy's next due time (rule 18). Nothing is done for what is not due: the scheduler sleeps until
+//! the nearest due time or until it is told of a change.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use fettler_ledger::{
+    CancelOutcome, Leadership, Ledger, LedgerError, PolicyRecord, Result, Tick, TickAction,
+    TickResult,
+};
+use fettler_model::{JobId, TickOutcome, Timestamp};
+
+use crate::{
+    Shared,
+    plan::{Decision, LastJob, PolicyPlan},
+    request::{UnusablePolicy, policy_request},
+    tell_once,
+};
+
+/// How many policies one page has.
+const POLICIES_PER_PAGE: usize = 100;
+/// How many due times of one policy are decided before others get their turn, as after an outage.
+const DUE_TIMES_PER_TURN: usize = 64;
+/// The nearest due time is asked for this often, since another process may have changed it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Changes within this time are looked at together.
+const GATHER: Duration = Duration::from_millis(20);
+/// A policy that cannot be read is looked at again after this time.
+const UNUSABLE_WAIT: Duration = Duration::from_secs(3600);
+/// How often the clock is compared with the one that never jumps.
+const CLOCK_EVERY: Duration = Duration::from_secs(5);
+/// A difference of this much is a jump.
+const JUMP: Duration = Duration::from_secs(30);
+/// Due times are compared with what the policies say at least this often.
+const CORRECT_EVERY: Duration = Duration::from_secs(3600);
+
+/// Decides due times, until dropped.
+pub(crate) async fn tick_policies(shared: Arc<Shared>, leadership: Arc<Leadership>) {
+    let mut wakeups = shared.ledger.wakeups();
+    let mut failing = false;
+    loop {
+        let wait = match tick_due(&shared, &leadership).await {
+            Ok(wait) => {
+                failing = false;
+                wait
+            }
+            Err(error) => {
+                tell_once(&mut failing, "deciding due times", &error);
+                LOOK_EVERY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = wakeups.changed() => tokio::time::sleep(GATHER.min(wait)).await,
+        }
+    }
+}
+
+/// Decides what is due now, and says how long there is nothing more to do.
+async fn tick_due(shared: &Shared, leadership: &Leadership) -> Result<Duration> {
+    let ledger = &shared.ledger;
+    loop {
+        let page = ledger.due(POLICIES_PER_PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
+        for policy in page {
+            match tick_policy(shared, leadership, &policy).await {
+                // It was removed while it was being looked at.
+                Err(LedgerError::NotFound { .. }) => {}
+                other => other?,
+            }
+        }
+    }
+    let Some(due) = ledger.next_due().await? else {
+        return Ok(LOOK_EVERY);
+    };
+    Ok(due.since(ledger.now().await?).min(LOOK_EVERY))
+}
+
+async fn tick_policy(
+    shared: &Shared,
+    leadership: &Leadership,
+    policy: &PolicyRecord,
+) -> Result<()> {
+    let plan = match PolicyPlan::read(&policy.spec) {
+        Ok(plan) => plan,
+        Err(error) => return put_off(shared, policy, &error.into()).await,
+    };
+    let now = shared.ledger.now().await?;
+    let mut last_job = policy.last_job;
+    let mut next = policy.next_due;
+    for _ in 0..DUE_TIMES_PER_TURN {
+        let Some(due) = next.filter(|due| *due <= now) else {
+            return Ok(());
+        };
+        let last = last_job_of(&shared.ledger, last_job).await?;
+        next = plan.next_after(due);
+        let action = match plan.decide(policy.id, &policy.spec, due, now, last) {
+            Decision::Skip(outcome) => TickAction::Record(outcome),
+            Decision::Run { not_before, cancel } => {
+                let request = match policy_request(&shared.registry, policy, not_before) {
+                    Ok(request) => request,
+                    Err(error) => return put_off(shared, policy, &error).await,
+                };
+                if let Some(job) = cancel {
+                    cancel_last(&shared.ledger, job).await?;
+                }
+                TickAction::Submit(Box::new(request))
+            }
+        };
+        let tick = Tick {
+            policy: policy.id,
+            due,
+            action,
+            next_due: next,
+        };
+        let outcome = match shared.ledger.tick(&tick, Some(leadership)).await? {
+            TickResult::Decided(outcome) => {
+                say(policy, due, &outcome);
+                outcome
+            }
+            TickResult::AlreadyTicked(outcome) => outcome,
+        };
+        if let TickOutcome::Job { job } = outcome {
+            last_job = Some(job);
+        }
+    }
+    Ok(())
+}
+
+/// A policy that cannot be read must not hold up the others, nor be forgotten.
+async fn put_off(shared: &Shared, policy: &PolicyRecord, error: &UnusablePolicy) -> Result<()> {
+    tracing::error!(
+        policy = %policy.name,
+        tenant = %policy.tenant,
+        %error,
+        "the policy cannot be used: no job is made for it until it is edited"
+    );
+    let later = shared.ledger.now().await?.plus(UNUSABLE_WAIT);
+    shared.ledger.set_next_due(policy.id, Some(later)).await
+}
+
+async fn last_job_of(ledger: &Ledger, job: Option<JobId>) -> Result<Option<LastJob>> {
+    let Some(id) = job else {
+        return Ok(None);
+    };
+    match ledger.job(id).await {
+        Ok(record) => Ok(Some(LastJob {
+            id,
+            state: record.state,
+        })),
+        // Its history was pruned.
+        Err(LedgerError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn cancel_last(ledger: &Ledger, job: JobId) -> Result<()> {
+    match ledger.request_cancel(job).await {
+        Ok(CancelOutcome::Cancelled | CancelOutcome::Requested) => {
+            tracing::info!(job.id = %job, "the policy's last job is cancelled, since the next is due");
+            Ok(())
+        }
+        Ok(CancelOutcome::AlreadyEnded(_)) | Err(LedgerError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn say(policy: &PolicyRecord, due: Timestamp, outcome: &TickOutcome) {
+    match outcome {
+        TickOutcome::Job { job } => tracing::info!(
+            policy = %policy.name,
+            tenant = %policy.tenant,
+            %due,
+            job.id = %job,
+            "the policy was due"
+        ),
+        skipped => tracing::warn!(
+            policy = %policy.name,
+            tenant = %policy.tenant,
+            %due,
+            ?skipped,
+            "a due time of the policy was skipped"
+        ),
+    }
+}
+
+/// Computes next due times again that are missing or later than what the policies say (rule 18): at the
+/// beginning, when the clock has jumped, and now and then. Until dropped.
+pub(crate) async fn correct_due_times(shared: Arc<Shared>) {
+    let mut clocks: Option<(Timestamp, Instant)> = None;
+    let mut corrected: Option<Instant> = None;
+    let mut failing = false;
+    loop {
+        let round = async {
+            let (ledger_now, steady_now) = (shared.ledger.now().await?, Instant::now());
+            let jumped = clocks.is_some_and(|(ledger_then, steady_then)| {
+                has_jumped(ledger_then, ledger_now, steady_now - steady_then)
+            });
+            if jumped {
+                tracing::warn!(now = %ledger_now, "the ledger's clock jumped: due times are computed again");
+            }
+            let due = corrected.is_none_or(|at| at.elapsed() >= CORRECT_EVERY);
+            if jumped || due {
+                correct(&shared).await?;
+                corrected = Some(Instant::now());
+            }
+            clocks = Some((ledger_now, steady_now));
+            Ok(())
+        };
+        match round.await {
+            Ok(()) => failing = false,
+            Err(error) => tell_once(&mut failing, "correcting due times", &error),
+        }
+        tokio::time::sleep(CLOCK_EVERY).await;
+    }
+}
+
+fn has_jumped(then: Timestamp, now: Timestamp, elapsed: Duration) -> bool {
+    let expected = then.plus(elapsed);
+    now.since(expected) > JUMP || expected.since(now) > JUMP
+}
+
+/// Looks at all policies once.
+pub(crate) async fn correct(shared: &Shared) -> Result<()> {
+    let now = shared.ledger.now().await?;
+    for tenant in shared.ledger.tenants().await? {
+        for policy in shared.ledger.policies(Some(&tenant.id)).await? {
+            let Ok(plan) = PolicyPlan::read(&policy.spec) else {
+                // The ticks say what is wrong with it, when they meet it.
+                if policy.next_due.is_none() {
+                    shared.ledger.set_next_due(policy.id, Some(now)).await?;
+                }
+                continue;
+            };
+            if policy.spec.paused && policy.next_due.is_none() {
+                continue;
+            }
+            let Some(right) = plan.corrected(policy.next_due, now) else {
+                continue;
+            };
+            tracing::info!(
+                policy = %policy.name,
+                tenant = %policy.tenant,
+                was = policy.next_due.map(tracing::field::display),
+                is = %right,
+                "the policy's next due time was computed again"
+            );
+            match shared.ledger.set_next_due(policy.id, Some(right)).await {
+                Err(LedgerError::NotFound { .. }) => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What [`crate::upkeep::silence`] asks: the policies that are overdue by more than `by`.
+pub(crate) async fn overdue(shared: &Shared, by: Duration) -> Result<Vec<PolicyRecord>> {
+    let now = shared.ledger.now().await?;
+    let due = shared.ledger.due(POLICIES_PER_PAGE).await?;
+    Ok(due
+        .into_iter()
+        .filter(|policy| policy.next_due.is_some_and(|due| now.since(due) > by))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_forth_or_back_is_noticed_and_one_that_is_slewed_is_not() {
+        let then = Timestamp::from_micros(1_800_000_000_000_000);
+        let minute = Duration::from_secs(60);
+        assert!(!has_jumped(then, then.plus(minute), minute));
+        assert!(!has_jumped(then, then.plus(minute + minute / 10), minute));
+        assert!(has_jumped(then, then.plus(60 * minute), minute));
+        assert!(has_jumped(then, then.minus(60 * minute), minute));
+    }
+}
