@@ -1,4 +1,5 @@
 //! Backups while writers go on, in threads and in other processes: each copy is one moment.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking too")]
 
 #[allow(dead_code)]
 mod common;

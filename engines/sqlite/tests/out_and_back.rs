@@ -1,4 +1,5 @@
 //! Everything that a SQLite file can hold goes out and comes back, and a proof says so.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking too")]
 
 #[allow(dead_code)]
 mod common;

@@ -1,6 +1,7 @@
 //! A backup of a larger database, with its speed: tens of megabytes, or `FETTLER_TEST_SCALE=1000` for so many.
 //!
 //! The speed is only told (`--nocapture`), since machines differ.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking too")]
 
 #[allow(dead_code)]
 mod common;

@@ -1,4 +1,5 @@
 //! What can be wrong with a source, a target or a backup, and what is said of it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking too")]
 
 #[allow(dead_code)]
 mod common;
