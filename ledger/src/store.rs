@@ -390,13 +390,16 @@ pub(crate) fn database_error(doing: &'static str, error: sqlx::Error) -> LedgerE
                 "5" | "6" | "261" | "262" | "517" | "773" | "40001" | "40P01" | "55P03" => true,
                 _ => false,
             };
-            // PostgreSQL: connection exceptions, too many connections, shutdown, crash, starting up.
-            let away = code.len() == 5
-                && (code.starts_with("08")
-                    || matches!(
-                        &*code,
-                        "53300" | "57P01" | "57P02" | "57P03" | "57P05" | "25P03"
-                    ));
+            // PostgreSQL: connection exceptions, no resources (connections, disk, memory), shutdown, crash,
+            // starting up. SQLite: an I/O error (and its extended codes), a full disk.
+            let away = match code.parse::<i64>() {
+                Ok(number) if code.len() < 5 => matches!(number & 0xff, 10 | 13),
+                _ => {
+                    code.starts_with("08")
+                        || code.starts_with("53")
+                        || matches!(&*code, "57P01" | "57P02" | "57P03" | "57P05" | "25P03")
+                }
+            };
             if busy {
                 LedgerError::Busy { doing, what }
             } else if away {

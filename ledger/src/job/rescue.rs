@@ -81,16 +81,6 @@ impl Ledger {
         if rows.len() < PAGE {
             *self.inner.last_sweep() = Some(Instant::now());
         }
-        for lost in &rescued {
-            tracing::warn!(
-                job.id = %lost.job,
-                job.kind = %lost.kind,
-                tenant = %lost.tenant,
-                attempt = lost.token.attempt_number(),
-                worker = lost.worker.as_deref().unwrap_or(""),
-                "a job was taken back: its lease had run out"
-            );
-        }
         if !rescued.is_empty() {
             self.inner.shared.wake.wake();
         }
