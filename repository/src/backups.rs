@@ -73,6 +73,11 @@ impl TenantRepository {
         // Damage is rare, so that the bodies are read only where there is some.
         if !damaged.is_empty() {
             for summary in &mut listing.backups {
+                let name = self.sealer().keys.backup_name(summary.id);
+                if damaged.contains(&name) {
+                    summary.damaged = true;
+                    continue;
+                }
                 match self.read_manifest(summary.id).await {
                     Ok(Some(Found::Backup(manifest))) => {
                         summary.damaged = needs_any(&manifest, &damaged);

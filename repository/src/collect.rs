@@ -186,9 +186,7 @@ impl TenantRepository {
         if highest > 0 {
             let name = ObjectName::number(highest);
             match self.get_json::<LockRecord>(Kind::Lock, name).await {
-                Ok(Some((LockRecord { held: true }, since)))
-                    if now.since(since) < stale_after =>
-                {
+                Ok(Some((LockRecord { held: true }, since))) if now.since(since) < stale_after => {
                     return Err(busy());
                 }
                 // It was released, its holder is dead, or it changed hands just now, which the write
@@ -321,12 +319,12 @@ impl<'a> Collection<'a> {
     }
 
     /// The running backups, after those that have been silent for too long were given up.
-    async fn running(&mut self) -> Result<Vec<Announcement>, RepositoryError> {
+    async fn running(&mut self) -> Result<Vec<(Timestamp, Announcement)>, RepositoryError> {
         let announced = self.tenant.announcements().await.map_err(stopped)?;
         let mut running = Vec::new();
         for (listed, announcement) in announced {
             if !self.is_old(listed.modified) {
-                running.push(announcement);
+                running.push((listed.modified, announcement));
                 continue;
             }
             self.report.given_up.push(announcement.backup);
@@ -345,16 +343,18 @@ impl<'a> Collection<'a> {
             }
             self.tenant.end_announcement(announcement.backup).await?;
         }
-        // An announcement says when it was made; one that was made a moment ago may not yet.
         Ok(running)
     }
 
     /// What manifests and running backups name. Stops when anything cannot be read.
-    async fn needs(&mut self, running: &[Announcement]) -> Result<Needs, RepositoryError> {
+    async fn needs(
+        &mut self,
+        running: &[(Timestamp, Announcement)],
+    ) -> Result<Needs, RepositoryError> {
         let tenant = self.tenant;
         let parents: HashSet<BackupId> = running
             .iter()
-            .filter_map(|announcement| announcement.parent)
+            .filter_map(|(_, announcement)| announcement.parent)
             .collect();
         let forgotten: BTreeMap<ObjectName, Timestamp> = tenant
             .list(Kind::Forgotten)
@@ -403,14 +403,17 @@ impl<'a> Collection<'a> {
             }
         }
         drop(read);
-        for announcement in running {
+        for (written, announcement) in running {
             let name = tenant.sealer().keys.backup_name(announcement.backup);
             for (head, _) in tenant.segments(name).await? {
                 needs
                     .objects
                     .extend(head.packs.iter().map(|pack| pack.name));
             }
-            let since = announcement.since.unwrap_or(self.now).minus(CLOCK_MARGIN.min(self.options.grace));
+            let since = announcement
+                .since
+                .unwrap_or(*written)
+                .minus(CLOCK_MARGIN.min(self.options.grace));
             needs.oldest_running = needs.oldest_running.min(since);
         }
         if self.lock.is_some() {
@@ -581,9 +584,11 @@ impl<'a> Collection<'a> {
             }
         }
         for listed in tenant.list(Kind::Damage).await? {
-            let gone = listed
-                .name()
-                .is_some_and(|name| !stored.contains_key(&name) && !needs.objects.contains(&name));
+            let gone = listed.name().is_some_and(|name| {
+                !stored.contains_key(&name)
+                    && !needs.objects.contains(&name)
+                    && !needs.manifests.contains(&name)
+            });
             if gone && self.is_old(listed.modified) {
                 over.push(listed.path);
             }

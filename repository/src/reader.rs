@@ -10,7 +10,7 @@ use crate::{
     Damage, Manifest, RepositoryError, StreamRecord, TenantRepository,
     index::{Entry, Index},
     layout::{Kind, ObjectName},
-    seal::{ObjectSeal, TAG_BYTES, unframe_exactly},
+    seal::{ObjectSeal, unframe_exactly},
 };
 
 /// Bytes of a stream, before sealing, that are fetched with one request.
@@ -227,7 +227,6 @@ pub(crate) fn open_chunk(
     entry: &Entry,
     frame: &[u8],
 ) -> Result<Vec<u8>, &'static str> {
-    debug_assert!(frame.len() >= TAG_BYTES || frame.len() == entry.sealed as usize);
     let mut frame = frame.to_vec();
     let opened = seal
         .open_in_place(u64::from(entry.offset), &mut frame)

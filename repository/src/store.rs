@@ -152,10 +152,12 @@ impl Store {
                 place: place.clone(),
             },
             // A file in the way is told as one that exists already.
-            std::io::ErrorKind::NotADirectory | std::io::ErrorKind::AlreadyExists => RepositoryError::NotARepository {
-                place: place.clone(),
-                what: "it is not a folder".into(),
-            },
+            std::io::ErrorKind::NotADirectory | std::io::ErrorKind::AlreadyExists => {
+                RepositoryError::NotARepository {
+                    place: place.clone(),
+                    what: "it is not a folder".into(),
+                }
+            }
             _ => io_error(&place, "open the folder", &error)
                 .unwrap_or_else(|| unavailable(&place, "open the folder", &error)),
         })?;

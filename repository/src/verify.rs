@@ -130,6 +130,10 @@ impl TenantRepository {
         let manifest = match self.manifest(id).await {
             Ok(manifest) => manifest,
             Err(RepositoryError::Damaged(damage)) => {
+                if self.inner.repository.writable().is_ok() {
+                    let name = self.sealer().keys.backup_name(id);
+                    self.mark_damaged(name, &damage.what).await?;
+                }
                 report.damaged.push(damage);
                 return Ok(report);
             }
@@ -189,7 +193,10 @@ impl TenantRepository {
                     }
                 }
                 Ok(_) => {}
-                Err(RepositoryError::Damaged(damage)) => look.damaged.push(damage),
+                Err(RepositoryError::Damaged(damage)) => {
+                    look.marks.push((name, damage.what.clone()));
+                    look.damaged.push(damage);
+                }
                 Err(error @ RepositoryError::NewerFormat { .. }) => {
                     look.damaged
                         .push(Damage::of(listed.path.to_string(), error.to_string()));

@@ -450,6 +450,7 @@ impl TenantRepository {
             parent: None,
             since: earlier,
         };
+        let mut unreadable = HashSet::new();
         for _choice in 0..MOST_PARENT_CHOICES {
             announcement.parent = match begin.parent {
                 Parent::None => None,
@@ -459,7 +460,11 @@ impl TenantRepository {
                     .await?
                     .backups
                     .iter()
-                    .rfind(|other| other.database == begin.database && other.id != begin.backup)
+                    .rfind(|other| {
+                        other.database == begin.database
+                            && other.id != begin.backup
+                            && !unreadable.contains(&other.id)
+                    })
                     .map(|other| other.id),
             };
             let bytes = self
@@ -479,6 +484,11 @@ impl TenantRepository {
             match self.manifest(id).await {
                 Ok(parent) => return Ok((announcement, Some(parent))),
                 Err(RepositoryError::NoSuchBackup(_)) if begin.parent == Parent::Auto => {}
+                // Damage is not inherited (rule 24): an older backup, or none, serves as well.
+                Err(RepositoryError::Damaged(damage)) if begin.parent == Parent::Auto => {
+                    tracing::warn!(%damage, "the newest backup cannot be taken over from");
+                    unreadable.insert(id);
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -17,7 +17,14 @@ async fn objects(store: &dyn ObjectStore) -> Vec<Path> {
 }
 
 async fn bytes_of(store: &dyn ObjectStore, path: &Path) -> Vec<u8> {
-    store.get(path).await.unwrap().bytes().await.unwrap().to_vec()
+    store
+        .get(path)
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap()
+        .to_vec()
 }
 
 async fn put(store: &dyn ObjectStore, path: &Path, bytes: Vec<u8>) {
@@ -32,16 +39,28 @@ async fn damages(
     let tenant = tenant_in(store.clone()).await?;
     let stop = CancellationToken::new();
     let report = tenant
-        .verify(id, fettler_repository::Depth::Everything, &mut |_| {}, &stop)
+        .verify(
+            id,
+            fettler_repository::Depth::Everything,
+            &mut |_| {},
+            &stop,
+        )
         .await?;
     Ok(report.damaged)
 }
 
-async fn a_repository() -> (Arc<dyn ObjectStore>, TenantRepository, fettler_model::BackupId, Vec<u8>) {
+async fn a_repository() -> (
+    Arc<dyn ObjectStore>,
+    TenantRepository,
+    fettler_model::BackupId,
+    Vec<u8>,
+) {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let tenant = tenant_in(store.clone()).await.unwrap();
     let (id, bytes) = (new_id(), rows(1, 2_500_000));
-    back_up(&tenant, id, &[("orders", &bytes), ("small", b"few")]).await.unwrap();
+    back_up(&tenant, id, &[("orders", &bytes), ("small", b"few")])
+        .await
+        .unwrap();
     (store, tenant, id, bytes)
 }
 
@@ -49,8 +68,18 @@ async fn a_repository() -> (Arc<dyn ObjectStore>, TenantRepository, fettler_mode
 async fn p4_a_flipped_byte_in_the_header_body_or_tail_of_every_object_is_found_and_named() {
     let (store, _, id, _) = a_repository().await;
     let all = objects(&*store).await;
-    for kind in ["packs", "indexes", "manifests", "keys", "tenant", "fettler-repository"] {
-        assert!(all.iter().any(|path| path.as_ref().contains(kind)), "no {kind} among {all:?}");
+    for kind in [
+        "packs",
+        "indexes",
+        "manifests",
+        "keys",
+        "tenant",
+        "fettler-repository",
+    ] {
+        assert!(
+            all.iter().any(|path| path.as_ref().contains(kind)),
+            "no {kind} among {all:?}"
+        );
     }
     for path in all {
         let sound = bytes_of(&*store, &path).await;
@@ -130,14 +159,35 @@ async fn p4_a_deleted_a_cut_and_two_swapped_objects_are_found_and_the_next_backu
                     put(&*store, other, sound).await;
                 }
             }
+            let manifest = tenant.manifest(latest).await.unwrap();
+            if harm != "lengthen" {
+                let mut outcomes = Vec::new();
+                for (name, _) in streams {
+                    outcomes.push(read_stream(&tenant, &manifest, name).await.err());
+                }
+                assert!(
+                    outcomes
+                        .iter()
+                        .flatten()
+                        .any(|error| matches!(error, RepositoryError::Damaged(_))),
+                    "reading after {harm} of {path}: {outcomes:?}"
+                );
+            }
             let found = damages(&store, latest).await.unwrap();
             assert!(
                 found.iter().any(|damage| damage.object == path.as_ref()),
                 "{harm} {path}: {found:?}"
             );
-            assert!(found.iter().all(|damage| damage.stream.is_some()), "{found:?}");
+            assert!(
+                found.iter().all(|damage| damage.stream.is_some()),
+                "{found:?}"
+            );
             let listing = tenant.backups().await.unwrap();
-            let damaged = listing.backups.iter().find(|summary| summary.id == latest).unwrap();
+            let damaged = listing
+                .backups
+                .iter()
+                .find(|summary| summary.id == latest)
+                .unwrap();
             assert!(damaged.damaged, "rule 24: it is not complete any more");
 
             latest = new_id();
@@ -168,21 +218,62 @@ async fn p4_reading_a_damaged_stream_ends_with_an_error_that_names_object_and_pl
             Err(error) => break error,
         }
     };
-    assert!(bytes.starts_with(&good), "what was handed out before is authentic");
-    let RepositoryError::Damaged(damage) = error else { panic!("{error}") };
+    assert!(
+        bytes.starts_with(&good),
+        "what was handed out before is authentic"
+    );
+    let RepositoryError::Damaged(damage) = error else {
+        panic!("{error}")
+    };
     assert_eq!(damage.object, packs[0].as_ref());
     assert_eq!(damage.stream.as_deref(), Some("orders"));
     assert!(damage.offset.unwrap() >= good.len() as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rule_24_a_parent_whose_manifest_is_damaged_behind_its_head_is_passed_over() {
+    let (store, tenant, first, bytes) = a_repository().await;
+    let second = new_id();
+    back_up(&tenant, second, &[("orders", &bytes)])
+        .await
+        .unwrap();
+    let mut paths = objects(&*store).await;
+    paths.retain(|path| path.as_ref().contains("/manifests/"));
+    for path in paths {
+        let mut bad = bytes_of(&*store, &path).await;
+        let last = bad.len() - 1;
+        bad[last] ^= 1;
+        put(&*store, &path, bad).await;
+    }
+    assert_eq!(damages(&store, first).await.unwrap().len(), 1);
+    let listing = tenant.backups().await.unwrap();
+    let complete: Vec<_> = listing
+        .backups
+        .iter()
+        .map(|summary| summary.damaged)
+        .collect();
+    assert_eq!(complete, [true, true]);
+    let third = new_id();
+    let healed = back_up(&tenant, third, &[("orders", &bytes)])
+        .await
+        .unwrap();
+    assert_eq!(healed.manifest.summary.parent, None);
+    assert_eq!(damages(&store, third).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p4_two_swapped_manifests_are_found() {
     let (store, tenant, first, bytes) = a_repository().await;
     let second = new_id();
-    back_up(&tenant, second, &[("orders", &bytes)]).await.unwrap();
+    back_up(&tenant, second, &[("orders", &bytes)])
+        .await
+        .unwrap();
     let mut paths = objects(&*store).await;
     paths.retain(|path| path.as_ref().contains("/manifests/"));
-    let (one, other) = (bytes_of(&*store, &paths[0]).await, bytes_of(&*store, &paths[1]).await);
+    let (one, other) = (
+        bytes_of(&*store, &paths[0]).await,
+        bytes_of(&*store, &paths[1]).await,
+    );
     put(&*store, &paths[0], other).await;
     put(&*store, &paths[1], one).await;
     for id in [first, second] {
@@ -192,12 +283,16 @@ async fn p4_two_swapped_manifests_are_found() {
     let listing = tenant.backups().await.unwrap();
     assert_eq!((listing.backups.len(), listing.unreadable.len()), (0, 2));
     let stop = CancellationToken::new();
-    let check = tenant.check(None, &[first, second], &mut |_| {}, &stop).await.unwrap();
+    let check = tenant
+        .check(None, &[first, second], &mut |_| {}, &stop)
+        .await
+        .unwrap();
     assert_eq!(check.damaged.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_24_damage_in_a_pack_that_was_taken_over_reaches_every_backup_and_is_healed_by_the_next() {
+async fn rule_24_damage_in_a_pack_that_was_taken_over_reaches_every_backup_and_is_healed_by_the_next()
+ {
     let (store, tenant, first, mut bytes) = a_repository().await;
     bytes[1000..2000].fill(b'x');
     let second = new_id();
@@ -205,8 +300,18 @@ async fn rule_24_damage_in_a_pack_that_was_taken_over_reaches_every_backup_and_i
     back_up(&tenant, second, &streams).await.unwrap();
     let manifest = tenant.manifest(second).await.unwrap();
     let old = tenant.manifest(first).await.unwrap();
-    let shared = manifest.packs.iter().find(|pack| old.packs.contains(pack) || old.packs.iter().any(|other| other.name() == pack.name())).unwrap();
-    let path = objects(&*store).await.into_iter().find(|path| path.as_ref().ends_with(&shared.name())).unwrap();
+    let shared = manifest
+        .packs
+        .iter()
+        .find(|pack| {
+            old.packs.contains(pack) || old.packs.iter().any(|other| other.name() == pack.name())
+        })
+        .unwrap();
+    let path = objects(&*store)
+        .await
+        .into_iter()
+        .find(|path| path.as_ref().ends_with(&shared.name()))
+        .unwrap();
     store.delete(&path).await.unwrap();
 
     let stop = CancellationToken::new();
@@ -224,26 +329,49 @@ async fn rule_24_damage_in_a_pack_that_was_taken_over_reaches_every_backup_and_i
 async fn p5_nothing_stored_shows_plaintext_names_or_equal_content() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let secret = b"the customer's name is Melchior Quasebarth";
-    let noise: Vec<u8> = (0..40_000u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..8].to_owned()).collect();
+    let noise: Vec<u8> = (0..40_000u32)
+        .flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..8].to_owned())
+        .collect();
     let plain = [&noise[..], secret, &noise[..1000], &secret.repeat(2000)].concat();
-    let repository = Repository::with_store(store.clone(), "x", options()).await.unwrap();
+    let repository = Repository::with_store(store.clone(), "x", options())
+        .await
+        .unwrap();
     for name in ["shop-of-melchior", "other"] {
-        let tenant = repository.tenant(&name.parse().unwrap(), &passphrase(), CreateKey::IfAbsent).await.unwrap();
-        back_up(&tenant, new_id(), &[("public.orders_secret_table", &plain)]).await.unwrap();
+        let tenant = repository
+            .tenant(&name.parse().unwrap(), &passphrase(), CreateKey::IfAbsent)
+            .await
+            .unwrap();
+        back_up(&tenant, new_id(), &[("public.orders_secret_table", &plain)])
+            .await
+            .unwrap();
         let held = tenant.backups().await.unwrap().backups[0].id;
         tenant.hold(held, true).await.unwrap();
     }
     let plain_hash = blake3::hash(&plain);
     let needles: [&[u8]; 7] = [
-        b"Melchior", b"Quasebarth", b"orders_secret_table", b"orders_of_the_shop", b"melchior",
-        plain_hash.as_bytes(), &noise[500..532],
+        b"Melchior",
+        b"Quasebarth",
+        b"orders_secret_table",
+        b"orders_of_the_shop",
+        b"melchior",
+        plain_hash.as_bytes(),
+        &noise[500..532],
     ];
     let mut seen = std::collections::HashSet::new();
     for path in objects(&*store).await {
         let bytes = bytes_of(&*store, &path).await;
         for needle in needles {
-            assert!(!bytes.windows(needle.len()).any(|window| window == needle), "{path}");
-            assert!(!path.as_ref().as_bytes().windows(needle.len()).any(|window| window == needle));
+            assert!(
+                !bytes.windows(needle.len()).any(|window| window == needle),
+                "{path}"
+            );
+            assert!(
+                !path
+                    .as_ref()
+                    .as_bytes()
+                    .windows(needle.len())
+                    .any(|window| window == needle)
+            );
         }
         // Equal content of two tenants is not equal in the store.
         if path.as_ref().contains("/packs/") {

@@ -8,7 +8,9 @@ use std::{sync::Arc, time::Duration};
 
 use common::{stores::*, *};
 use fettler_model::BackupId;
-use fettler_repository::{BeginBackup, Begun, Chunking, CollectOptions, RepositoryError, TenantRepository, Unfenced};
+use fettler_repository::{
+    BeginBackup, Begun, Chunking, CollectOptions, RepositoryError, TenantRepository, Unfenced,
+};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, memory::InMemory};
 
@@ -25,7 +27,11 @@ async fn bytes_in(store: &InMemory, folder: &str) -> u64 {
 }
 
 /// Every backup that is listed can be read in full, and among them are these.
-async fn assert_consistent(tenant: &TenantRepository, there: &[BackupId], may_be_there: &[BackupId]) {
+async fn assert_consistent(
+    tenant: &TenantRepository,
+    there: &[BackupId],
+    may_be_there: &[BackupId],
+) {
     let listing = tenant.backups().await.unwrap();
     assert!(listing.unreadable.is_empty(), "{:?}", listing.unreadable);
     for summary in &listing.backups {
@@ -82,10 +88,16 @@ async fn p3_a_backup_that_dies_at_any_request_is_taken_up_and_stores_nothing_twi
 
     // What an undisturbed backup stores.
     let calm = TestStore::over(Arc::new(base.fork()));
-    back_up(&tenant_in(calm.clone()).await.unwrap(), new, &streams).await.unwrap();
+    back_up(&tenant_in(calm.clone()).await.unwrap(), new, &streams)
+        .await
+        .unwrap();
     let packs_of = |log: &[Written]| {
-        let packs = log.iter().filter(|written| written.path.contains("/packs/"));
-        packs.fold((0, 0), |(count, bytes), pack| (count + 1, bytes + pack.bytes - 48))
+        let packs = log
+            .iter()
+            .filter(|written| written.path.contains("/packs/"));
+        packs.fold((0, 0), |(count, bytes), pack| {
+            (count + 1, bytes + pack.bytes - 48)
+        })
     };
     let (_, needed) = packs_of(&calm.take_log());
 
@@ -112,8 +124,12 @@ async fn a_forgetting_that_dies_at_any_request_leaves_a_backup_or_none_and_can_b
     let base = Arc::new(InMemory::new());
     let tenant = tenant_in(base.clone()).await.unwrap();
     let (one, other) = (new_id(), new_id());
-    back_up(&tenant, one, &[("orders", &rows(1, 200_000))]).await.unwrap();
-    back_up(&tenant, other, &[("orders", &rows(2, 200_000))]).await.unwrap();
+    back_up(&tenant, one, &[("orders", &rows(1, 200_000))])
+        .await
+        .unwrap();
+    back_up(&tenant, other, &[("orders", &rows(2, 200_000))])
+        .await
+        .unwrap();
     at_each_request(
         &base,
         |tenant| async move { tenant.forget(one, "test", &Unfenced).await },
@@ -137,18 +153,30 @@ async fn rule_23_a_collection_that_dies_at_any_request_deletes_nothing_that_is_n
     let bytes = rows(1, 900_000);
     let (gone, kept, given_up) = (new_id(), new_id(), new_id());
     back_up(&tenant, gone, &[("orders", &bytes)]).await.unwrap();
-    back_up(&tenant, kept, &[("orders", &bytes[..500_000])]).await.unwrap();
-    let writer = begin(&tenant, BeginBackup::new(given_up, "shop-db")).await.unwrap();
-    write_stream(&writer, "orders", Chunking::Content, &rows(3, 2_000_000)).await.unwrap();
+    back_up(&tenant, kept, &[("orders", &bytes[..500_000])])
+        .await
+        .unwrap();
+    let writer = begin(&tenant, BeginBackup::new(given_up, "shop-db"))
+        .await
+        .unwrap();
+    write_stream(&writer, "orders", Chunking::Content, &rows(3, 2_000_000))
+        .await
+        .unwrap();
     writer.checkpoint().await.unwrap();
     drop(writer);
     tenant.forget(gone, "test", &Unfenced).await.unwrap();
     // The first phase is done; the store dies in the second one.
-    tenant.collect(&CollectOptions::with_grace(Duration::ZERO)).await.unwrap();
+    tenant
+        .collect(&CollectOptions::with_grace(Duration::ZERO))
+        .await
+        .unwrap();
     at_each_request(
         &base,
         |tenant| async move {
-            tenant.collect(&CollectOptions::with_grace(Duration::ZERO)).await.map(drop)
+            tenant
+                .collect(&CollectOptions::with_grace(Duration::ZERO))
+                .await
+                .map(drop)
         },
         async |_, copy, tenant| {
             assert_consistent(&tenant, &[kept], &[]).await;
@@ -157,7 +185,9 @@ async fn rule_23_a_collection_that_dies_at_any_request_deletes_nothing_that_is_n
             let statistics = tenant.statistics().await.unwrap();
             assert_eq!(statistics.pack_bytes, statistics.named_pack_bytes);
             assert!(bytes_in(&copy, "/packs/").await >= statistics.pack_bytes);
-            let outcome = tenant.begin_backup(BeginBackup::new(given_up, "shop-db")).await;
+            let outcome = tenant
+                .begin_backup(BeginBackup::new(given_up, "shop-db"))
+                .await;
             assert!(
                 matches!(outcome, Err(RepositoryError::LostAnnouncement { .. })),
                 "rule 22: what was given up cannot be committed any more"
@@ -170,7 +200,10 @@ async fn rule_23_a_collection_that_dies_at_any_request_deletes_nothing_that_is_n
 /// Collects until nothing is left to do.
 async fn collect_all(tenant: &TenantRepository) {
     for _round in 0..5 {
-        let report = tenant.collect(&CollectOptions::with_grace(Duration::ZERO)).await.unwrap();
+        let report = tenant
+            .collect(&CollectOptions::with_grace(Duration::ZERO))
+            .await
+            .unwrap();
         if report.marked_objects + report.waiting_objects + report.deleted_objects == 0 {
             return;
         }
@@ -183,15 +216,28 @@ async fn rule_22_a_zombie_cannot_commit_what_a_collection_gave_up() {
     let store = Arc::new(InMemory::new());
     let tenant = tenant_in(store.clone()).await.unwrap();
     let id = new_id();
-    let writer = begin(&tenant, BeginBackup::new(id, "shop-db")).await.unwrap();
-    write_stream(&writer, "orders", Chunking::Content, &rows(1, 1_000_000)).await.unwrap();
+    let writer = begin(&tenant, BeginBackup::new(id, "shop-db"))
+        .await
+        .unwrap();
+    write_stream(&writer, "orders", Chunking::Content, &rows(1, 1_000_000))
+        .await
+        .unwrap();
     let other = tenant_in(store.clone()).await.unwrap();
-    let report = other.collect(&CollectOptions::with_grace(Duration::ZERO)).await.unwrap();
+    let report = other
+        .collect(&CollectOptions::with_grace(Duration::ZERO))
+        .await
+        .unwrap();
     assert_eq!(report.given_up, [id]);
     let renewal = writer.checkpoint().await;
-    assert!(matches!(renewal, Err(RepositoryError::LostAnnouncement { .. })), "{renewal:?}");
+    assert!(
+        matches!(renewal, Err(RepositoryError::LostAnnouncement { .. })),
+        "{renewal:?}"
+    );
     let late = writer.commit(body()).await;
-    assert!(matches!(late, Err(RepositoryError::LostAnnouncement { .. })), "{late:?}");
+    assert!(
+        matches!(late, Err(RepositoryError::LostAnnouncement { .. })),
+        "{late:?}"
+    );
     assert!(tenant.backups().await.unwrap().backups.is_empty());
 }
 
@@ -201,9 +247,16 @@ async fn rule_21_a_parent_that_is_forgotten_meanwhile_is_kept_until_the_backup_i
     let tenant = tenant_in(store.clone()).await.unwrap();
     let bytes = rows(1, 1_500_000);
     let (parent, child) = (new_id(), new_id());
-    back_up(&tenant, parent, &[("orders", &bytes)]).await.unwrap();
-    let writer = begin(&tenant, BeginBackup::new(child, "shop-db")).await.unwrap();
-    assert_eq!(writer.parent().map(fettler_repository::Manifest::id), Some(parent));
+    back_up(&tenant, parent, &[("orders", &bytes)])
+        .await
+        .unwrap();
+    let writer = begin(&tenant, BeginBackup::new(child, "shop-db"))
+        .await
+        .unwrap();
+    assert_eq!(
+        writer.parent().map(fettler_repository::Manifest::id),
+        Some(parent)
+    );
     let other = tenant_in(store.clone()).await.unwrap();
     other.forget(parent, "test", &Unfenced).await.unwrap();
     assert!(other.backups().await.unwrap().backups.is_empty());
@@ -212,7 +265,9 @@ async fn rule_21_a_parent_that_is_forgotten_meanwhile_is_kept_until_the_backup_i
     for _round in 0..3 {
         assert_eq!(other.collect(&patient).await.unwrap().marked_objects, 0);
     }
-    write_stream(&writer, "orders", Chunking::Content, &bytes).await.unwrap();
+    write_stream(&writer, "orders", Chunking::Content, &bytes)
+        .await
+        .unwrap();
     let manifest = writer.commit(body()).await.unwrap().manifest;
     assert_eq!(manifest.summary.bytes_new, 0, "all of it was taken over");
     collect_all(&other).await;
@@ -224,22 +279,40 @@ async fn rule_23_a_manifest_that_vanished_stops_collection_until_it_is_forgotten
     let store = Arc::new(InMemory::new());
     let tenant = tenant_in(store.clone()).await.unwrap();
     let (lost, gone) = (new_id(), new_id());
-    back_up(&tenant, lost, &[("orders", &rows(1, 300_000))]).await.unwrap();
-    back_up(&tenant, gone, &[("orders", &rows(2, 300_000))]).await.unwrap();
+    back_up(&tenant, lost, &[("orders", &rows(1, 300_000))])
+        .await
+        .unwrap();
+    back_up(&tenant, gone, &[("orders", &rows(2, 300_000))])
+        .await
+        .unwrap();
     tenant.forget(gone, "test", &Unfenced).await.unwrap();
     let now = CollectOptions::with_grace(Duration::ZERO);
     assert!(tenant.collect(&now).await.unwrap().marked_objects > 0);
     let manifests: Vec<_> = store.list(None).try_collect().await.unwrap();
-    let manifest = manifests.iter().find(|meta| meta.location.as_ref().contains("/manifests/")).unwrap();
-    object_store::ObjectStoreExt::delete(&*store, &manifest.location).await.unwrap();
+    let manifest = manifests
+        .iter()
+        .find(|meta| meta.location.as_ref().contains("/manifests/"))
+        .unwrap();
+    object_store::ObjectStoreExt::delete(&*store, &manifest.location)
+        .await
+        .unwrap();
     let before = bytes_in(&store, "/packs/").await;
     let outcome = tenant.collect(&now).await;
-    assert!(matches!(outcome, Err(RepositoryError::CollectionStopped { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(RepositoryError::CollectionStopped { .. })),
+        "{outcome:?}"
+    );
     assert_eq!(bytes_in(&store, "/packs/").await, before);
     let stop = tokio_util::sync::CancellationToken::new();
-    let check = tenant.check(None, &[lost, gone], &mut |_| {}, &stop).await.unwrap();
+    let check = tenant
+        .check(None, &[lost, gone], &mut |_| {}, &stop)
+        .await
+        .unwrap();
     assert_eq!(check.vanished, [lost]);
-    tenant.forget(lost, "it was lost with the disk", &Unfenced).await.unwrap();
+    tenant
+        .forget(lost, "it was lost with the disk", &Unfenced)
+        .await
+        .unwrap();
     collect_all(&tenant).await;
     assert_eq!(bytes_in(&store, "/packs/").await, 0);
 }
@@ -258,22 +331,34 @@ async fn p8_a_held_backup_is_neither_forgotten_nor_collected() {
     assert_reads(&tenant, id, &[("orders", &bytes)]).await;
     tenant.hold(id, false).await.unwrap();
     tenant.forget(id, "test", &Unfenced).await.unwrap();
-    assert!(matches!(tenant.manifest(id).await, Err(RepositoryError::NoSuchBackup(_))));
+    assert!(matches!(
+        tenant.manifest(id).await,
+        Err(RepositoryError::NoSuchBackup(_))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_backup_frees_its_space_and_never_comes_back() {
     let tenant = tenant_in(Arc::new(InMemory::new())).await.unwrap();
     let id = new_id();
-    let Begun::Writer(writer) = tenant.begin_backup(BeginBackup::new(id, "x")).await.unwrap() else {
+    let Begun::Writer(writer) = tenant
+        .begin_backup(BeginBackup::new(id, "x"))
+        .await
+        .unwrap()
+    else {
         panic!("it is new");
     };
-    write_stream(&writer, "orders", Chunking::Content, &rows(1, 2_000_000)).await.unwrap();
+    write_stream(&writer, "orders", Chunking::Content, &rows(1, 2_000_000))
+        .await
+        .unwrap();
     writer.checkpoint().await.unwrap();
     drop(writer);
     tenant.abandon(id, "it was cancelled").await.unwrap();
     collect_all(&tenant).await;
     assert_eq!(tenant.statistics().await.unwrap().pack_bytes, 0);
-    let error = tenant.begin_backup(BeginBackup::new(id, "x")).await.unwrap_err();
+    let error = tenant
+        .begin_backup(BeginBackup::new(id, "x"))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("it was cancelled"), "{error}");
 }

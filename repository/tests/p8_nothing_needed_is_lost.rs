@@ -21,12 +21,16 @@ async fn back_up_again_and_again(tenant: TenantRepository, seed: u64) -> Vec<(Ba
     let mut random = random(seed);
     let mut bytes = rows(random.random(), 400_000);
     let mut made = Vec::new();
-    for _turn in 0..random.random_range(4..9) {
+    for _turn in 0..random.random_range(10..20) {
+        // Pauses of any length, so that the others' steps fall between any two of this one's.
+        tokio::time::sleep(GRACE.mul_f64(random.random_range(0.0..0.4))).await;
         let place = random.random_range(0..bytes.len() - 60_000);
         bytes[place..place + 60_000].copy_from_slice(&rows(random.random(), 60_000));
         let id = new_id();
         let outcome: Result<(), RepositoryError> = async {
-            let Begun::Writer(writer) = tenant.begin_backup(BeginBackup::new(id, "shop-db")).await? else {
+            let Begun::Writer(writer) =
+                tenant.begin_backup(BeginBackup::new(id, "shop-db")).await?
+            else {
                 panic!("it is new");
             };
             for part in 0..2 {
@@ -42,7 +46,9 @@ async fn back_up_again_and_again(tenant: TenantRepository, seed: u64) -> Vec<(Ba
                 if random.random_bool(0.5) {
                     return Err(RepositoryError::Stopped);
                 }
-                let Begun::Writer(writer) = tenant.begin_backup(BeginBackup::new(id, "shop-db")).await? else {
+                let Begun::Writer(writer) =
+                    tenant.begin_backup(BeginBackup::new(id, "shop-db")).await?
+                else {
                     panic!("it was not committed");
                 };
                 for part in 0..2 {
@@ -65,9 +71,13 @@ async fn back_up_again_and_again(tenant: TenantRepository, seed: u64) -> Vec<(Ba
     made
 }
 
-async fn forget_again_and_again(tenant: TenantRepository, seed: u64) {
+async fn forget_until(
+    tenant: TenantRepository,
+    seed: u64,
+    done: tokio_util::sync::CancellationToken,
+) {
     let mut random = random(seed);
-    for _turn in 0..12 {
+    while !done.is_cancelled() {
         let listing = tenant.backups().await.unwrap();
         assert!(listing.unreadable.is_empty());
         if listing.backups.len() > 2 {
@@ -77,7 +87,7 @@ async fn forget_again_and_again(tenant: TenantRepository, seed: u64) {
                 Err(error) => panic!("{error:?}"),
             }
         }
-        tokio::task::yield_now().await;
+        tokio::time::sleep(GRACE / 8).await;
     }
 }
 
@@ -99,7 +109,7 @@ async fn collect_until(tenant: TenantRepository, done: tokio_util::sync::Cancell
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn p8_backups_forgettings_and_collections_at_once_lose_nothing_that_is_needed() {
     let mut deleted = 0;
-    for seed in 0..12 {
+    for seed in 0..8 {
         let store = Arc::new(InMemory::new());
         let mut tenants = Vec::new();
         for _process in 0..6 {
@@ -112,7 +122,7 @@ async fn p8_backups_forgettings_and_collections_at_once_lose_nothing_that_is_nee
             tokio::spawn(back_up_again_and_again(next(), seed * 10)),
             tokio::spawn(back_up_again_and_again(next(), seed * 10 + 1)),
         ];
-        let forgetter = tokio::spawn(forget_again_and_again(next(), seed * 10 + 2));
+        let forgetter = tokio::spawn(forget_until(next(), seed * 10 + 2, done.clone()));
         let collectors = [
             tokio::spawn(collect_until(next(), done.clone())),
             tokio::spawn(collect_until(next(), done.clone())),
@@ -121,10 +131,10 @@ async fn p8_backups_forgettings_and_collections_at_once_lose_nothing_that_is_nee
         for writer in writers {
             made.extend(writer.await.unwrap());
         }
-        forgetter.await.unwrap();
         // Long enough for what was marked to be deleted.
         tokio::time::sleep(GRACE * 3).await;
         done.cancel();
+        forgetter.await.unwrap();
         for collector in collectors {
             deleted += collector.await.unwrap();
         }
@@ -133,25 +143,40 @@ async fn p8_backups_forgettings_and_collections_at_once_lose_nothing_that_is_nee
         assert!(!listing.backups.is_empty());
         for summary in listing.backups {
             let (_, bytes) = made.iter().find(|(id, _)| *id == summary.id).unwrap();
-            let streams: [(&str, &[u8]); 2] =
-                [("part/0", &bytes[..200_000]), ("part/1", &bytes[200_000..400_000])];
+            let streams: [(&str, &[u8]); 2] = [
+                ("part/0", &bytes[..200_000]),
+                ("part/1", &bytes[200_000..400_000]),
+            ];
             assert_reads(&tenant, summary.id, &streams).await;
         }
     }
-    assert!(deleted > 100, "only {deleted} objects were deleted: the rounds prove nothing");
+    assert!(
+        deleted > 100,
+        "only {deleted} objects were deleted: the rounds prove nothing"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rule_25_sixty_daily_backups_of_which_seven_are_kept_store_at_most_half_again_of_what_is_live() {
-    const PAGE: usize = 4096;
-    const PAGES: usize = 6000;
+async fn rule_25_sixty_daily_backups_of_which_seven_are_kept_store_at_most_half_again_of_what_is_live()
+ {
+    const PAGE: usize = 16 << 10;
+    const PAGES: usize = 3000;
     const KEPT: usize = 7;
     let store = Arc::new(InMemory::new());
     // Chunks of a page, packs of 2 MiB.
-    let options = fettler_repository::OpenOptions { new_with_sizes_divided_by: 16, ..options() };
-    let repository = fettler_repository::Repository::with_store(store, "x", options).await.unwrap();
+    let options = fettler_repository::OpenOptions {
+        new_with_sizes_divided_by: 16,
+        ..options()
+    };
+    let repository = fettler_repository::Repository::with_store(store, "x", options)
+        .await
+        .unwrap();
     let tenant = repository
-        .tenant(&shop(), &passphrase(), fettler_repository::CreateKey::IfAbsent)
+        .tenant(
+            &shop(),
+            &passphrase(),
+            fettler_repository::CreateKey::IfAbsent,
+        )
         .await
         .unwrap();
     let mut random = random(25);
@@ -170,8 +195,12 @@ async fn rule_25_sixty_daily_backups_of_which_seven_are_kept_store_at_most_half_
             }
         }
         let id = new_id();
-        let writer = begin(&tenant, BeginBackup::new(id, "shop-db")).await.unwrap();
-        let pages = Chunking::Pages { page_bytes: 4096 };
+        let writer = begin(&tenant, BeginBackup::new(id, "shop-db"))
+            .await
+            .unwrap();
+        let pages = Chunking::Pages {
+            page_bytes: PAGE as u32,
+        };
         write_stream(&writer, "file", pages, &bytes).await.unwrap();
         let manifest = writer.commit(body()).await.unwrap().manifest;
         if day > 0 {
@@ -183,7 +212,10 @@ async fn rule_25_sixty_daily_backups_of_which_seven_are_kept_store_at_most_half_
             tenant.forget(gone, "retention", &Unfenced).await.unwrap();
         }
         for _phase in 0..2 {
-            tenant.collect(&CollectOptions::with_grace(Duration::ZERO)).await.unwrap();
+            tenant
+                .collect(&CollectOptions::with_grace(Duration::ZERO))
+                .await
+                .unwrap();
         }
         let live: HashSet<(usize, u32)> = kept
             .iter()
