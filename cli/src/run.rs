@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 use fettler_api::ClientError;
 use fettler_jobs::{Registry, Services};
 use fettler_ledger::{CancelOutcome, JobFilter, JobRecord, Ledger};
-use fettler_model::{AttemptToken, DatabaseId, JobId, JobRequest, JobState, Priority, Progress};
-use fettler_worker::{Slots, Timing, WorkerBuilder, WorkerError};
+use fettler_model::{AttemptToken, DatabaseId, ErrorClass, JobId, JobRequest, JobState, Priority};
+use fettler_worker::{LiveProgress, Slots, Timing, WorkerBuilder, WorkerError};
 use tokio::{signal::unix::SignalKind, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,11 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 const OWN_HEARTBEAT: Duration = Duration::from_secs(1);
 /// At most so many jobs of killed commands are taken up at once.
 const MAX_TAKEN_UP: usize = 16;
+
+/// How often in a row the ledger may fail to answer a look, as it may while it is busy.
+const MAX_BLIND_LOOKS: u32 = 50;
+/// The problem of a command that did not even wait for its job to stop.
+const LEFT_AT_ONCE: &str = "cli.left_at_once";
 
 /// What a command asks for.
 pub(crate) struct Asked {
@@ -171,23 +176,24 @@ pub(crate) fn succeeded(job: JobRecord) -> Result<JobRecord, Failure> {
 struct OwnWorker {
     task: JoinHandle<Result<(), WorkerError>>,
     stop: CancellationToken,
-    live: LiveView,
+    live: LiveProgress,
 }
-
-/// Looks into the progress of jobs that run in this process.
-pub(crate) type LiveView = Arc<dyn Fn(JobId) -> Option<Progress> + Send + Sync>;
 
 /// A worker as the settings have it.
 pub(crate) async fn worker(app: &App) -> Result<WorkerBuilder, Failure> {
     let settings = app.settings();
     let ledger = app.ledger().await?.clone();
     let services: Arc<dyn Services> = app.services().await?.clone();
-    let name = settings.worker.name.clone().unwrap_or_else(machine_name);
+    let name = process_name(app);
     let url = settings.ledger_url();
-    let folder = settings.folder.clone();
-    let repository = settings.repository.place.clone();
     let config = app.sources.file.clone();
-    let tenant = settings.tenant.clone();
+    // The process of its own must find the same settings: it is given the same options.
+    let options: Vec<String> = app
+        .sources
+        .flags
+        .iter()
+        .flat_map(|flag| [flag.name.to_owned(), crate::output::plain(&flag.value)])
+        .collect();
     let isolate = move |job: JobId, token: AttemptToken| {
         let program = std::env::current_exe().unwrap_or_else(|_| "fettler".into());
         let mut command = tokio::process::Command::new(program);
@@ -197,14 +203,8 @@ pub(crate) async fn worker(app: &App) -> Result<WorkerBuilder, Failure> {
             .arg(job.to_string())
             .arg("--token")
             .arg(token.value().to_string())
-            .arg("--folder")
-            .arg(&folder)
-            .arg("--tenant")
-            .arg(tenant.as_str())
+            .args(&options)
             .kill_on_drop(true);
-        if let Some(place) = &repository {
-            command.arg("--repository").arg(place);
-        }
         if let Some(file) = &config {
             command.arg("--config").arg(file);
         }
@@ -234,7 +234,11 @@ pub(crate) fn timing(app: &App) -> Timing {
     }
 }
 
-fn machine_name() -> String {
+/// The name of this process in listings.
+pub(crate) fn process_name(app: &App) -> String {
+    if let Some(name) = &app.settings().worker.name {
+        return name.clone();
+    }
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
         .map(|name| name.trim().to_owned())
@@ -319,8 +323,11 @@ async fn follow_here(app: &App, job: JobId, follower: &mut Follower) -> Result<J
     let worker = OwnWorker::start(app, jobs.clone()).await?;
     let live = worker.live.clone();
     let watched = watch(app, job, follower, Some(&worker.stop), Some(&live)).await;
-    if watched.is_err() {
+    if let Err(failure) = &watched {
         worker.stop.cancel();
+        if failure.problem.code == LEFT_AT_ONCE {
+            return watched;
+        }
     } else if others {
         follow_others(app, &jobs[1..], follower, &worker.stop, &live).await?;
     }
@@ -352,7 +359,7 @@ async fn follow_others(
     jobs: &[JobId],
     follower: &mut Follower,
     stop: &CancellationToken,
-    live: &LiveView,
+    live: &LiveProgress,
 ) -> Result<(), Failure> {
     let ledger = app.ledger().await?;
     let mut signals = Signals::listen()?;
@@ -417,14 +424,25 @@ async fn watch(
     job: JobId,
     follower: &mut Follower,
     own_worker: Option<&CancellationToken>,
-    live: Option<&LiveView>,
+    live: Option<&LiveProgress>,
 ) -> Result<JobRecord, Failure> {
     let ledger = app.ledger().await?;
     let socket = app.socket();
     let mut signals = Signals::listen()?;
     let mut cancelled = false;
+    let mut blind_looks = 0;
     loop {
-        let record = ledger.job(job).await?;
+        let record = match ledger.job(job).await {
+            Ok(record) => record,
+            Err(error) if error.class() == ErrorClass::Transient && blind_looks < MAX_BLIND_LOOKS => {
+                blind_looks += 1;
+                tracing::debug!(%error, "the job could not be looked at");
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        blind_looks = 0;
         if record.state.is_final() {
             return Ok(record);
         }
@@ -448,7 +466,11 @@ async fn watch(
                         follower.notice("The job is asked to stop; Ctrl-C again leaves without waiting.");
                     }
                 }
-                (Asks::Interrupt, true) => return Err(left(&record, "cancellation was asked for")),
+                (Asks::Interrupt, true) => {
+                    let mut failure = left(&record, "cancellation was asked for");
+                    LEFT_AT_ONCE.clone_into(&mut failure.problem.code);
+                    return Err(failure);
+                }
                 (Asks::Terminate, _) => {
                     let how = if own_worker.is_some() {
                         "it is handed back, and the next command in this folder goes on with it"

@@ -127,6 +127,15 @@ pub struct SchedulerSettings {
     /// How long a scheduler leads that is not heard of any more.
     #[schemars(range(min = 2, max = 3600))]
     pub lease_seconds: u32,
+    /// How long ended jobs are kept in the ledger.
+    #[schemars(range(min = 1, max = 36_500))]
+    pub history_days: u32,
+    /// How much room ended jobs may take in the ledger; the oldest go first.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub history_megabytes: u32,
+    /// A policy that is overdue by so much is reported as silent.
+    #[schemars(range(min = 10, max = 86_400))]
+    pub silent_after_seconds: u32,
 }
 
 impl Default for SchedulerSettings {
@@ -134,6 +143,9 @@ impl Default for SchedulerSettings {
         Self {
             enabled: true,
             lease_seconds: 15,
+            history_days: 90,
+            history_megabytes: 1024,
+            silent_after_seconds: 300,
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
-    // Repository and key come first: a wrong key is told before anything is read.
-    app.repository(Use::BackUp).await?;
     let database = select::database(app, &args.database, args.name.as_ref()).await?;
+    // Repository and key come before the job: a wrong key is told at once, and a new one loudly.
+    app.repository(Use::BackUp).await?;
     let place = app.settings().repository_place();
     let arguments = BackupArguments {
         place: BackupPlace(Some(place.clone())),

@@ -1,6 +1,10 @@
 //! `fettler up`: scheduler, worker and socket in one process, for one folder, until it is stopped.
 
+use std::{sync::Arc, time::Duration};
+
 use fettler_api::Socket;
+use fettler_jobs::Registry;
+use fettler_scheduler::{Scheduler, SchedulerOptions};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +71,26 @@ impl Up {
                 .await
                 .map_err(Failure::from)
         });
-        let _ = with_scheduler;
+        if with_scheduler && app.settings().scheduler.enabled {
+            let settings = &app.settings().scheduler;
+            let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+            let scheduler = Scheduler::new(
+                &run::process_name(app),
+                ledger,
+                Arc::new(Registry::standard()),
+                SchedulerOptions {
+                    lead: seconds(settings.lease_seconds),
+                    history_kept: seconds(86_400) * settings.history_days,
+                    history_bytes: u64::from(settings.history_megabytes) * 1_000_000,
+                    silent_after: seconds(settings.silent_after_seconds),
+                },
+            );
+            let stop = drain.clone();
+            parts.spawn(async move {
+                scheduler.run(stop).await;
+                Ok(())
+            });
+        }
         let stop = drain.clone();
         let worker = parts
             .spawn(async move { worker.run(stop).await.map_err(Failure::from) })

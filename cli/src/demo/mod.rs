@@ -135,6 +135,11 @@ fn app_of(app: &App, folder: &Path) -> Result<App, Failure> {
         "--folder",
         "folder",
         Some(folder.to_string_lossy().into_owned()),
+    )
+    .flag(
+        "--repository",
+        "repository.place",
+        Some(folder.join("repository").to_string_lossy().into_owned()),
     );
     let loaded = fettler_config::load(&sources)?;
     Ok(App::new(app.output, sources, loaded))
