@@ -1,1 +1,157 @@
-//! PostgreSQL.
+//! PostgreSQL, logically: the definitions by `pg_dump`, the rows by COPY, at one consistent moment, by
+//! several sessions at once; and back.
+//!
+//! Everything that surprises about it stands where it is handled. The parts, in the order of a backup's life:
+//! [`params`] and [`connect`] log in, [`wire`] is a session, [`identify`] asks who is there and what is allowed, [`backup`]
+//! reads, [`restore`] puts back, [`sandbox`] makes a server for a proof, [`facts`] reads a copy for comparison.
+
+mod backup;
+mod catalogue;
+mod connect;
+mod copy;
+mod data;
+mod error;
+mod facts;
+mod identify;
+mod large_objects;
+mod names;
+mod params;
+mod restore;
+mod sandbox;
+mod schema;
+mod sessions;
+mod tls;
+mod tools;
+mod wire;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use fettler_engine::{
+    Artefact, BackupOptions, BackupReport, DatabaseEngine, EngineContext, EngineError, Identity,
+    PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, StreamSink, StreamSource,
+    Target,
+};
+use fettler_model::{Engine, ObjectFacts};
+use params::Params;
+use tools::Tools;
+
+/// The engine for PostgreSQL 10 and later.
+#[derive(Clone, Debug)]
+pub struct PostgresEngine {
+    tools: Tools,
+    range_pages: u64,
+    /// Only for the test of rule 30.
+    skips_a_range: bool,
+}
+
+impl Default for PostgresEngine {
+    fn default() -> Self {
+        Self {
+            tools: Tools::default(),
+            range_pages: backup::RANGE_PAGES,
+            skips_a_range: false,
+        }
+    }
+}
+
+impl PostgresEngine {
+    /// Looks for PostgreSQL's programs in these folders only, instead of in those that `FETTLER_PG_BIN` names
+    /// or the usual ones.
+    #[must_use]
+    pub fn with_program_folders(mut self, folders: Vec<PathBuf>) -> Self {
+        self.tools.folders = Some(folders);
+        self
+    }
+
+    /// A reader that is broken on purpose: it loses the second range of every table. A proof must find that
+    /// (rule 30); for nothing else.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn broken_for_tests_that_skips_a_range(mut self) -> Self {
+        self.skips_a_range = true;
+        self
+    }
+
+    /// Cuts tables into ranges of this many pages instead of 64 MiB.
+    #[must_use]
+    pub fn with_range_pages(mut self, pages: u64) -> Self {
+        self.range_pages = pages.max(1);
+        self
+    }
+}
+
+#[async_trait]
+impl DatabaseEngine for PostgresEngine {
+    fn engine(&self) -> Engine {
+        Engine::Postgres
+    }
+
+    async fn identify(&self, target: &Target) -> Result<Identity, EngineError> {
+        identify::identify(target).await
+    }
+
+    async fn preflight(
+        &self,
+        target: &Target,
+        options: &BackupOptions,
+    ) -> Result<Vec<PreflightItem>, EngineError> {
+        identify::preflight(self, target, options).await
+    }
+
+    async fn backup(
+        &self,
+        context: &EngineContext,
+        source: &Target,
+        options: &BackupOptions,
+        sink: &dyn StreamSink,
+    ) -> Result<BackupReport, EngineError> {
+        let answer = backup::backup(self, context, source, options, sink).await;
+        sessions::end_own_after_failure(source, context, &answer).await;
+        answer
+    }
+
+    async fn restore(
+        &self,
+        context: &EngineContext,
+        backup: &dyn StreamSource,
+        report: &BackupReport,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<RestoreReport, EngineError> {
+        let answer = restore::restore(self, context, backup, report, target, options).await;
+        sessions::end_own_after_failure(target, context, &answer).await;
+        answer
+    }
+
+    async fn open_sandbox(
+        &self,
+        context: &EngineContext,
+        request: &SandboxRequest,
+    ) -> Result<Sandbox, EngineError> {
+        sandbox::open(self, context, request).await
+    }
+
+    async fn remove_artefact(
+        &self,
+        artefact: &Artefact,
+        server: Option<&Target>,
+    ) -> Result<(), EngineError> {
+        sandbox::remove(artefact, server).await
+    }
+
+    async fn facts(
+        &self,
+        context: &EngineContext,
+        copy: &Target,
+        expected: &BackupReport,
+    ) -> Result<Vec<ObjectFacts>, EngineError> {
+        let answer = facts::facts(self, context, copy, expected).await;
+        sessions::end_own_after_failure(copy, context, &answer).await;
+        answer
+    }
+
+    async fn free_bytes(&self, target: &Target) -> Result<Option<u64>, EngineError> {
+        self.free_bytes_at(&Params::of(target)?).await
+    }
+}
