@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    convert::Infallible,
     future::Future,
     sync::{
         Arc, Mutex,
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use apalis_core::{error::BoxDynError, task::Task, worker::builder::WorkerBuilder};
+use apalis_core::{task::Task, worker::builder::WorkerBuilder};
 use async_trait::async_trait;
 use fettler_ledger::{ClaimRequest, ClaimedBatch, Ending, Fencing, JobFilter, Ledger, LedgerError};
 use fettler_model::{
@@ -114,18 +115,21 @@ impl Work {
         })
     }
 
-    async fn run(&self, delivery: Delivery) -> Result<(), BoxDynError> {
+    async fn run(&self, delivery: Delivery) -> Result<(), Infallible> {
         let class = usize::from(delivery.claimed.job.slot == SlotClass::Short);
         let now = self.now[class].fetch_add(1, SeqCst) + 1;
         self.most[class].fetch_max(now, SeqCst);
         self.started.lock().unwrap().push(delivery.claimed.job.id);
-        self.gate.acquire().await?.forget();
+        self.gate.acquire().await.unwrap().forget();
         self.now[class].fetch_sub(1, SeqCst);
         let fencing = Fencing {
             job: delivery.claimed.job.id,
             token: delivery.claimed.token,
         };
-        self.ledger.complete(fencing, (self.ending)()).await?;
+        self.ledger
+            .complete(fencing, (self.ending)())
+            .await
+            .unwrap();
         Ok(())
     }
 
