@@ -6,7 +6,7 @@ use std::{
 };
 
 use fettler_ledger::JobRecord;
-use fettler_model::{JobState, Progress};
+use fettler_model::{JobState, Progress, WaitReason};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{output::Output, units};
@@ -15,6 +15,8 @@ use crate::{output::Output, units};
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// The rate is measured over so much of the past.
 const RATE_OVER: Duration = Duration::from_secs(10);
+/// A job that is ready waits for so long without anybody wondering.
+const READY_IS_USUAL: Duration = Duration::from_secs(2);
 /// The steps of a bar.
 const BAR_STEPS: u64 = 1000;
 
@@ -27,6 +29,8 @@ pub(crate) struct Follower {
     seen: VecDeque<(Instant, u64, u64)>,
     last_line: Option<Instant>,
     said: String,
+    last_text: String,
+    began: Instant,
 }
 
 impl Follower {
@@ -50,6 +54,8 @@ impl Follower {
             seen: VecDeque::new(),
             last_line: None,
             said: String::new(),
+            last_text: String::new(),
+            began: Instant::now(),
         }
     }
 
@@ -67,7 +73,13 @@ impl Follower {
             (JobState::Running, None) => ("starts".to_owned(), None),
             (state, _) => (state.to_string(), None),
         };
-        if job.state.is_final() {
+        // What a worker is about to take needs no word: it is the usual beginning.
+        let is_usual = matches!(
+            job.wait,
+            Some(WaitReason::Ready | WaitReason::NoWorkerForKind { .. })
+        );
+        let is_new = is_usual && self.began.elapsed() < READY_IS_USUAL;
+        if job.state.is_final() || is_new {
             return;
         }
         if job.state == JobState::Queued {
@@ -94,11 +106,13 @@ impl Follower {
         let is_early = self
             .last_line
             .is_some_and(|last| now.duration_since(last) < Duration::from_secs(1));
-        if (!is_new && !is_time) || (is_new && is_early) {
+        // The same line again tells nothing.
+        if text == self.last_text || (!is_new && !is_time) || (is_new && is_early) {
             return;
         }
         self.last_line = Some(now);
         self.said = phase;
+        self.last_text.clone_from(&text);
         self.output.notice(&format!("{}: {text}", self.title));
     }
 

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use fettler_engine::SandboxSpec;
+use fettler_engine::{SandboxSpec, Target};
+use fettler_jobs::Services;
 use fettler_ledger::{DatabaseChange, DatabaseRecord, LedgerError};
 use fettler_model::{
     BackupId, DatabaseId, DatabaseName, DatabaseUrl, Engine, Secret, SecretReference, Timestamp,
@@ -62,7 +63,8 @@ pub(crate) async fn password(
     }
 }
 
-/// The database that is meant; one that is not known is added.
+/// The database that is meant; one that is not known is added. Whoever adds one looks at once whether
+/// it can be reached: a slip in a URL is told then, and not after many tries.
 pub(crate) async fn database(
     app: &App,
     given: &DatabaseArg,
@@ -86,6 +88,7 @@ pub(crate) async fn database(
             "give the URL, the path of a SQLite file, or a name from `fettler database list`",
         ));
     }
+    look(app, &url, given.password.as_ref(), secret.as_ref()).await?;
     let reference = password(app, given.password.as_ref(), secret.as_ref()).await?;
     let databases = ledger.databases(Some(app.tenant())).await?;
     if let Some(known) = databases.iter().find(|record| record.url == url) {
@@ -120,6 +123,35 @@ pub(crate) async fn database(
         Err(LedgerError::Exists { .. }) => Ok(ledger.find_database(app.tenant(), text).await?),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Looks whether a database answers.
+async fn look(
+    app: &App,
+    url: &DatabaseUrl,
+    reference: Option<&SecretReference>,
+    secret: Option<&Secret>,
+) -> Result<(), Failure> {
+    let password = match reference {
+        Some(reference) => {
+            let services = app.services().await?;
+            match services.secret(app.tenant(), reference).await {
+                Ok(secret) => Some(secret),
+                // The process that runs the folder may have what this one has not.
+                Err(_) if crate::run::is_up(app).await => return Ok(()),
+                Err(problem) => return Err(problem.into()),
+            }
+        }
+        None => secret.cloned(),
+    };
+    let target = Target {
+        url: url.clone(),
+        password,
+    };
+    fettler_engines::engine(url.engine())
+        .identify(&target)
+        .await?;
+    Ok(())
 }
 
 /// A record that says nothing but where the database is.

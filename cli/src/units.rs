@@ -114,6 +114,12 @@ pub(crate) fn count(number: u64) -> String {
     text
 }
 
+/// A number of things.
+pub(crate) fn things(number: u64, one: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{} {one}{ending}", count(number))
+}
+
 /// A time span for people.
 pub(crate) fn span(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -174,5 +180,7 @@ mod tests {
         assert_eq!(size(999_600), "1.00 MB");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(7), "7");
+        assert_eq!(things(1, "pack"), "1 pack");
+        assert_eq!(things(2000, "pack"), "2,000 packs");
     }
 }

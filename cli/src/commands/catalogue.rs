@@ -114,8 +114,8 @@ fn facts(
 
 fn text(document: &Document) -> String {
     let mut text = format!(
-        "The list holds {} backups of {}; {} were not in it before.",
-        units::count(document.backups),
+        "The list holds {} of {}; not in it before: {}.",
+        units::things(document.backups, "backup"),
         document.repository,
         units::count(document.added)
     );

@@ -98,9 +98,9 @@ async fn record(app: &App, report: &CheckReport) -> Result<(), Failure> {
 
 fn text(report: &CheckReport) -> String {
     let looked = format!(
-        "{} backups, {} packs, {} of them read ({})",
-        units::count(report.backups),
-        units::count(report.packs),
+        "{}, {}, {} of them read ({})",
+        units::things(report.backups, "backup"),
+        units::things(report.packs, "pack"),
         units::count(report.packs_read),
         units::size(report.bytes_read),
     );
@@ -109,8 +109,8 @@ fn text(report: &CheckReport) -> String {
             String::new()
         } else {
             format!(
-                " {} packs are needed by no backup; `fettler collect` removes them in time.",
-                units::count(report.packs_without_backup)
+                " {} needed by no backup; `fettler collect` gives the space back in time.",
+                units::things(report.packs_without_backup, "pack")
             )
         };
         return format!("The repository is sound: {looked}.{unneeded}");

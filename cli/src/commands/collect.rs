@@ -51,12 +51,12 @@ pub(crate) async fn run(app: &App, args: &CollectArgs) -> Outcome {
 fn text(output: &CollectOutput, grace_seconds: u64) -> String {
     let mut lines = Vec::new();
     let what = |objects: u64, bytes: u64| {
-        format!("{} objects ({})", units::count(objects), units::size(bytes))
+        format!("{} ({})", units::things(objects, "object"), units::size(bytes))
     };
     let (deleted, marked) = if output.dry_run {
-        ("Would delete", "would be marked")
+        ("Would delete", "Would mark")
     } else {
-        ("Deleted", "are marked")
+        ("Deleted", "Marked")
     };
     if output.deleted_objects > 0 {
         lines.push(format!(
@@ -66,7 +66,7 @@ fn text(output: &CollectOutput, grace_seconds: u64) -> String {
     }
     if output.marked_objects > 0 {
         lines.push(format!(
-            "{} that nobody needs {marked}: a collection after {} deletes them.",
+            "{marked} {} that nobody needs, for a collection in {} or later to delete.",
             what(output.marked_objects, output.marked_bytes),
             units::span(std::time::Duration::from_secs(grace_seconds))
         ));

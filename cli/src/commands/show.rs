@@ -131,8 +131,8 @@ fn text(document: &Document) -> String {
         (
             "needs",
             format!(
-                "{} packs of {} in {}",
-                document.packs,
+                "{} of {} in {}",
+                units::things(document.packs, "pack"),
                 units::size(document.pack_bytes),
                 document.repository
             ),
