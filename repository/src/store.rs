@@ -451,9 +451,9 @@ impl Store {
             | StoreError::NotSupported { .. }
             | StoreError::InvalidPath { .. }
             | StoreError::UnknownConfigurationKey { .. } => refused(error),
-            // What else a store answers with a 4xx is no matter of waiting either; a missing bucket
-            // comes as one that is not found.
+            // A missing bucket comes as an object that is not found, or without a kind of its own.
             StoreError::NotFound { .. } => refused(error),
+            other if is_refusal(&chain(other)) => refused(error),
             other => unavailable(&self.place, operation, other),
         }
     }
@@ -524,6 +524,18 @@ fn is_no_space(error: &StoreError) -> bool {
             io.kind(),
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
         )
+    })
+}
+
+/// Whether a store's answer that has no kind of its own is one that waiting does not change: a request
+/// that is wrong (4xx), but for those that are too early, too many or too slow, or one that is not
+/// implemented.
+fn is_refusal(text: &str) -> bool {
+    let status = text
+        .split_once("status code: ")
+        .and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
+    status.is_some_and(|status| {
+        status == 501 || ((400..500).contains(&status) && !matches!(status, 408 | 409 | 425 | 429))
     })
 }
 
