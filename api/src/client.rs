@@ -96,7 +96,7 @@ impl SocketClient {
             .and_then(|body| self.read(&body))
     }
 
-    fn bad(&self, what: impl ToString) -> ClientError {
+    fn bad(&self, what: &impl ToString) -> ClientError {
         ClientError::BadAnswer {
             path: self.path.clone(),
             what: what.to_string(),
@@ -104,13 +104,13 @@ impl SocketClient {
     }
 
     fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
-        serde_json::from_slice(body).map_err(|error| self.bad(error))
+        serde_json::from_slice(body).map_err(|error| self.bad(&error))
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
         tokio::time::timeout(ANSWER_WITHIN, self.exchange(method, path))
             .await
-            .map_err(|_| self.bad("it took too long"))?
+            .map_err(|_| self.bad(&"it took too long"))?
     }
 
     async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
@@ -119,7 +119,7 @@ impl SocketClient {
         let stream = UnixStream::connect(short.as_path()).await.map_err(nobody)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| self.bad(error))?;
+            .map_err(|error| self.bad(&error))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -132,17 +132,17 @@ impl SocketClient {
             let response = sender
                 .send_request(request)
                 .await
-                .map_err(|error| self.bad(error))?;
+                .map_err(|error| self.bad(&error))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
                 .collect()
                 .await
-                .map_err(|error| self.bad(error))?
+                .map_err(|error| self.bad(&error))?
                 .to_bytes();
             if status == StatusCode::OK || status == StatusCode::NO_CONTENT {
                 Ok(body)
             } else {
-                Err(self.bad(format!("{status}: {}", String::from_utf8_lossy(&body))))
+                Err(self.bad(&format!("{status}: {}", String::from_utf8_lossy(&body))))
             }
         }
         .await;

@@ -141,7 +141,7 @@ async fn health(State(shared): State<Shared>) -> Response {
             running: counts.running,
         })
         .into_response(),
-        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.into()),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.into()),
     }
 }
 
@@ -153,13 +153,13 @@ async fn job(State(shared): State<Shared>, UrlPath(id): UrlPath<JobId>) -> Respo
             }
             Json(record).into_response()
         }
-        Err(error @ LedgerError::NotFound { .. }) => problem(StatusCode::NOT_FOUND, error.into()),
-        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, error.into()),
+        Err(error @ LedgerError::NotFound { .. }) => problem(StatusCode::NOT_FOUND, &error.into()),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.into()),
     }
 }
 
 /// The answer to a request that failed, as RFC 9457 has it.
-fn problem(status: StatusCode, problem: Problem) -> Response {
+fn problem(status: StatusCode, problem: &Problem) -> Response {
     let body = serde_json::json!({
         "type": format!("urn:fettler:problem:{}", problem.code),
         "title": problem.what,

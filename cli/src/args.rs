@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use fettler_model::{
-    CatchUp, DatabaseName, JobId, JobKindName, JobState, KeepRules, Overlap, PolicyName, Priority,
-    ProveEvery, SecretReference, TenantId,
+    CatchUp, DatabaseName, InvalidReference, JobId, JobKindName, JobState, KeepRules, Overlap,
+    PolicyName, Priority, ProveEvery, SecretReference, TenantId,
 };
 
-use crate::units::{bytes, duration_seconds, percent};
+use crate::{
+    failure::Failure,
+    units::{bytes, duration_seconds, percent},
+};
 
 /// Keeps databases in order: backs them up, proves that the backups restore, and restores them.
 #[derive(Debug, Parser)]
@@ -132,6 +135,45 @@ pub(crate) struct DemoArgs {
     pub(crate) stay: bool,
 }
 
+/// A reference to a secret as it was typed. It is judged later than by the reader of the command line,
+/// whose errors repeat what was typed: it may be the secret itself (P9).
+#[derive(Clone)]
+pub(crate) struct ReferenceArg(Result<SecretReference, InvalidReference>);
+
+impl std::fmt::Debug for ReferenceArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReferenceArg(…)")
+    }
+}
+
+impl std::str::FromStr for ReferenceArg {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.parse()))
+    }
+}
+
+impl ReferenceArg {
+    /// The reference, with a file's path made absolute.
+    pub(crate) fn get(&self) -> Result<SecretReference, Failure> {
+        match &self.0 {
+            Ok(SecretReference::Sealed(_)) => Err(Failure::usage(
+                "what is sealed in the ledger cannot be referred to",
+                "write `env:NAME` or `file:/path`",
+            )),
+            Ok(SecretReference::File(path)) => std::path::absolute(path)
+                .map(SecretReference::File)
+                .map_err(|error| Failure::local("the current folder cannot be told", &error)),
+            Ok(reference) => Ok(reference.clone()),
+            Err(error) => Err(Failure::usage(
+                error.to_string(),
+                "the secret itself does not belong on the command line, where others can see it",
+            )),
+        }
+    }
+}
+
 /// A database as a command names it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DatabaseArg {
@@ -140,7 +182,7 @@ pub(crate) struct DatabaseArg {
     pub(crate) database: String,
     /// Where the password lies, env:NAME or file:PATH
     #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
-    pub(crate) password: Option<SecretReference>,
+    pub(crate) password: Option<ReferenceArg>,
 }
 
 /// See [`Command::Backup`].
@@ -228,7 +270,7 @@ pub(crate) struct ProveArgs {
         value_name = "REFERENCE",
         requires = "sandbox"
     )]
-    pub(crate) sandbox_password: Option<SecretReference>,
+    pub(crate) sandbox_password: Option<ReferenceArg>,
     #[command(flatten)]
     pub(crate) detach: DetachArg,
 }
@@ -251,7 +293,7 @@ pub(crate) struct RestoreArgs {
     pub(crate) to: String,
     /// Where the password lies, env:NAME or file:PATH
     #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
-    pub(crate) password: Option<SecretReference>,
+    pub(crate) password: Option<ReferenceArg>,
     /// Only these: a table, a schema or a pattern
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
@@ -410,7 +452,7 @@ pub(crate) struct NewKeyArgs {
     pub(crate) new_key_file: Option<PathBuf>,
     /// A passphrase, as env:NAME or file:PATH
     #[arg(long, value_name = "REFERENCE")]
-    pub(crate) new_passphrase: Option<SecretReference>,
+    pub(crate) new_passphrase: Option<ReferenceArg>,
 }
 
 /// See [`Command::Up`].
@@ -482,7 +524,7 @@ pub(crate) struct SandboxArgs {
         value_name = "REFERENCE",
         requires = "sandbox"
     )]
-    pub(crate) sandbox_password: Option<SecretReference>,
+    pub(crate) sandbox_password: Option<ReferenceArg>,
 }
 
 /// See [`DatabaseCommand::Add`].
@@ -494,7 +536,7 @@ pub(crate) struct DatabaseAddArgs {
     pub(crate) url: String,
     /// Where the password lies, env:NAME or file:PATH
     #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
-    pub(crate) password: Option<SecretReference>,
+    pub(crate) password: Option<ReferenceArg>,
     /// A label, such as zone=dmz
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
@@ -513,9 +555,12 @@ pub(crate) struct DatabaseEditArgs {
     /// A new place
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
-    /// Where the password lies, env:NAME or file:PATH; `none` for none
+    /// Where the password lies, env:NAME or file:PATH
     #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
-    pub(crate) password: Option<String>,
+    pub(crate) password: Option<ReferenceArg>,
+    /// Take the password away
+    #[arg(long, conflicts_with = "password")]
+    pub(crate) no_password: bool,
     /// A label, such as zone=dmz; `zone=` takes it away
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,

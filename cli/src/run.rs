@@ -434,7 +434,9 @@ async fn watch(
     loop {
         let record = match ledger.job(job).await {
             Ok(record) => record,
-            Err(error) if error.class() == ErrorClass::Transient && blind_looks < MAX_BLIND_LOOKS => {
+            Err(error)
+                if error.class() == ErrorClass::Transient && blind_looks < MAX_BLIND_LOOKS =>
+            {
                 blind_looks += 1;
                 tracing::debug!(%error, "the job could not be looked at");
                 tokio::time::sleep(LOOK_EVERY).await;

@@ -13,7 +13,7 @@ use fettler_repository::{BackupListing, ManifestSummary, TenantRepository};
 
 use crate::{
     app::App,
-    args::{DatabaseArg, SandboxArgs},
+    args::{DatabaseArg, ReferenceArg, SandboxArgs},
     failure::Failure,
 };
 
@@ -39,7 +39,7 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
 /// The reference to a password: the given one, or a sealed one for what the URL held.
 pub(crate) async fn password(
     app: &App,
-    given: Option<&SecretReference>,
+    given: Option<&ReferenceArg>,
     in_url: Option<&Secret>,
 ) -> Result<Option<SecretReference>, Failure> {
     match (given, in_url) {
@@ -47,14 +47,7 @@ pub(crate) async fn password(
             "the password is given twice, in the URL and with `--password-from`",
             "leave it out of the URL",
         )),
-        (Some(SecretReference::Sealed(_)), None) => Err(Failure::usage(
-            "a sealed password cannot be referred to",
-            "write `env:NAME` or `file:/path`",
-        )),
-        (Some(SecretReference::File(path)), None) => std::path::absolute(path)
-            .map(|path| Some(SecretReference::File(path)))
-            .map_err(|error| Failure::local("the current folder cannot be told", &error)),
-        (Some(reference), None) => Ok(Some(reference.clone())),
+        (Some(reference), None) => reference.get().map(Some),
         (None, Some(secret)) => {
             let services = app.services().await?;
             services.seal(app.tenant(), secret).await.map(Some)
@@ -129,13 +122,13 @@ pub(crate) async fn database(
 async fn look(
     app: &App,
     url: &DatabaseUrl,
-    reference: Option<&SecretReference>,
+    reference: Option<&ReferenceArg>,
     secret: Option<&Secret>,
 ) -> Result<(), Failure> {
     let password = match reference {
         Some(reference) => {
             let services = app.services().await?;
-            match services.secret(app.tenant(), reference).await {
+            match services.secret(app.tenant(), &reference.get()?).await {
                 Ok(secret) => Some(secret),
                 // The process that runs the folder may have what this one has not.
                 Err(_) if crate::run::is_up(app).await => return Ok(()),

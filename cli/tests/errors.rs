@@ -22,19 +22,23 @@ fn what_is_asked_for_wrongly_is_told_with_exit_code_2() {
         &["policy", "add", "--kind", "dance", "--cron", "0 2 * * *"],
         &["policy", "next", "--cron", "61 2 * * *"],
         &["policy", "next", "--cron", "0 2 * *"],
-        &["policy", "next", "--cron", "0 2 * * *", "--time-zone", "Europe/Berln"],
+        &[
+            "policy",
+            "next",
+            "--cron",
+            "0 2 * * *",
+            "--time-zone",
+            "Europe/Berln",
+        ],
         &["kinds", "dance"],
         &["jobs", "--state", "asleep"],
         &["demoo"],
     ] {
         let answer = folder.run(arguments);
-        told.push_str(&format!(
-            "$ fettler {}\n{}\n",
-            arguments.join(" "),
-            folder.tidy(answer.error(2))
-        ));
+        let error = folder.tidy(answer.error(2));
+        assert!(!error.contains("hunter2"), "P9: {error}");
+        told.push_str(&format!("$ fettler {}\n{error}\n", arguments.join(" ")));
     }
-    assert!(!told.replace("--password-from hunter2", "").replace("ann:hunter2@db/x\n", "").contains("hunter2"), "{told}");
     insta::assert_snapshot!(told);
 }
 
@@ -44,7 +48,12 @@ fn an_error_is_a_document_too() {
     let answer = folder.run(&["backup", "oracle://db/x", "--json"]);
     let document = answer.document(2);
     assert_eq!(document["error"]["code"], "cli.usage");
-    assert!(document["error"]["what"].as_str().unwrap().contains("oracle"));
+    assert!(
+        document["error"]["what"]
+            .as_str()
+            .unwrap()
+            .contains("oracle")
+    );
     assert!(!document["error"]["remedy"].as_str().unwrap().is_empty());
     folder.run(&["backup", "--json"]).document(2);
 }
@@ -55,7 +64,10 @@ fn nothing_to_work_on_is_exit_code_4_or_an_error_that_says_how_to_begin() {
     let answer = folder.run(&["backups", "--json"]);
     assert_eq!(answer.document(0)["backups"], serde_json::json!([]));
     let answer = folder.run(&["prove", "latest"]);
-    assert!(answer.error(1).contains("there is no repository"), "{answer:#?}");
+    assert!(
+        answer.error(1).contains("there is no repository"),
+        "{answer:#?}"
+    );
 }
 
 #[test]
@@ -67,7 +79,10 @@ fn mistakes_in_the_settings_stop_every_command_but_config_check() {
     )
     .unwrap();
     let refused = folder.run(&["backups"]);
-    assert!(refused.error(2).contains("fettler.toml:2:1"), "{refused:#?}");
+    assert!(
+        refused.error(2).contains("fettler.toml:2:1"),
+        "{refused:#?}"
+    );
     let checked = folder.run(&["config", "check"]);
     assert_eq!(checked.code, 3);
     insta::assert_snapshot!(folder.tidy(&checked.out));

@@ -50,7 +50,11 @@ fn every_command_explains_itself() {
         arguments.push("-h");
         let answer = folder.run(&arguments);
         assert_eq!(answer.code, 0, "{answer:#?}");
-        all.push_str(&format!("$ fettler {}\n{}\n", arguments.join(" "), answer.out));
+        all.push_str(&format!(
+            "$ fettler {}\n{}\n",
+            arguments.join(" "),
+            answer.out
+        ));
     }
     // What is taken everywhere stands once, at the top.
     let mut shown = String::new();

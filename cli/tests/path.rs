@@ -31,7 +31,10 @@ fn a_database_goes_out_and_comes_back_with_no_configuration_at_all() {
     let folder = Folder::new();
     let source = folder.database("shop.sqlite", 2000);
     let first = folder.run(&["backup", "./shop.sqlite", "--json"]);
-    assert!(first.err.contains("NOTHING THAT IS BACKED UP"), "{first:#?}");
+    assert!(
+        first.err.contains("NOTHING THAT IS BACKED UP"),
+        "{first:#?}"
+    );
     assert!(folder.path("fettler/keys/default.key").exists());
     let first = first.document(0);
     assert_eq!(text(&first, "engine"), "sqlite");
@@ -61,7 +64,10 @@ fn a_database_goes_out_and_comes_back_with_no_configuration_at_all() {
         .filter(|object| object["kind"] == "table")
         .map(|object| {
             let rows = |name: &str| object[name].as_i64().unwrap();
-            (text(object, "name"), rows("rows_after") - rows("rows_before"))
+            (
+                text(object, "name"),
+                rows("rows_after") - rows("rows_before"),
+            )
         })
         .collect();
     assert_eq!(changed, [("goods", 100)], "{changes:#}");
@@ -123,10 +129,23 @@ fn the_repository_alone_is_enough_in_another_folder() {
     };
     let listed = with(&["backups", "--json"]).document(0);
     assert_eq!(listed["backups"][0]["backup"], backup["backup"]);
-    assert_eq!(with(&["verify", "latest", "--json"]).document(0)["ok"], true);
-    assert_eq!(with(&["prove", "latest", "--json"]).document(0)["proven"], true);
+    assert_eq!(
+        with(&["verify", "latest", "--json"]).document(0)["ok"],
+        true
+    );
+    assert_eq!(
+        with(&["prove", "latest", "--json"]).document(0)["proven"],
+        true
+    );
     let copy = other.path("copy.sqlite");
-    with(&["restore", "latest", "--to", copy.to_str().unwrap(), "--json"]).document(0);
+    with(&[
+        "restore",
+        "latest",
+        "--to",
+        copy.to_str().unwrap(),
+        "--json",
+    ])
+    .document(0);
     assert_eq!(rows(&copy), 500);
     let rebuilt = with(&["catalogue", "rebuild", "--json"]).document(0);
     assert_eq!(rebuilt["backups"], 1);
@@ -175,9 +194,13 @@ fn backups_are_forgotten_by_rules_held_ones_stay_and_space_comes_back() {
     assert!(held.error(1).contains("held"), "{held:#?}");
     folder.run(&["hold", &oldest, "--release"]).error(0);
     folder.run(&["forget", &oldest]).error(0);
-    let collected = folder.run(&["collect", "--grace", "0", "--json"]).document(0);
+    let collected = folder
+        .run(&["collect", "--grace", "0", "--json"])
+        .document(0);
     assert!(
-        collected["marked_objects"].as_u64().unwrap() + collected["deleted_objects"].as_u64().unwrap() > 0,
+        collected["marked_objects"].as_u64().unwrap()
+            + collected["deleted_objects"].as_u64().unwrap()
+            > 0,
         "{collected:#}"
     );
 }
@@ -253,7 +276,11 @@ fn p1_a_job_whose_command_was_killed_is_taken_up_by_the_next_command() {
     std::fs::write(&go, "").unwrap();
     folder.database("other.sqlite", 10);
     let next = folder.run(&["backup", "./other.sqlite"]);
-    assert!(next.error(0).contains("was left by a command that was killed"), "{next:#?}");
+    assert!(
+        next.error(0)
+            .contains("was left by a command that was killed"),
+        "{next:#?}"
+    );
     let jobs = folder.run(&["jobs", "--json"]).document(0);
     for job in jobs["jobs"].as_array().unwrap() {
         assert_eq!(job["state"], "succeeded", "{jobs:#}");
@@ -267,33 +294,73 @@ fn databases_and_policies_are_added_shown_edited_and_removed() {
     let folder = Folder::new();
     folder.database("shop.sqlite", 10);
     folder
-        .run(&["database", "add", "shop", "./shop.sqlite", "--label", "zone=dmz"])
+        .run(&[
+            "database",
+            "add",
+            "shop",
+            "./shop.sqlite",
+            "--label",
+            "zone=dmz",
+        ])
         .error(0);
     let twice = folder.run(&["database", "add", "shop", "./shop.sqlite"]);
     assert!(twice.error(1).contains("already"), "{twice:#?}");
     let pg = folder
-        .run(&["database", "add", "app", "postgres://ann:hunter2@db/app", "--json"])
+        .run(&[
+            "database",
+            "add",
+            "app",
+            "postgres://ann:hunter2@db/app",
+            "--json",
+        ])
         .document(0);
     assert!(text(&pg, "password").starts_with("sealed:"));
     assert!(!pg.to_string().contains("hunter2"));
     let edited = folder
-        .run(&["database", "edit", "app", "--password-from", "env:APP", "--rename", "main", "--json"])
+        .run(&[
+            "database",
+            "edit",
+            "app",
+            "--password-from",
+            "env:APP",
+            "--rename",
+            "main",
+            "--json",
+        ])
         .document(0);
     assert_eq!(text(&edited, "password"), "env:APP");
     folder
         .run(&[
-            "policy", "add", "nightly", "--database", "shop", "--kind", "backup", "--cron", "0 2 * * *",
-            "--time-zone", "Europe/Berlin", "--keep-daily", "7", "--prove", "weekly",
+            "policy",
+            "add",
+            "nightly",
+            "--database",
+            "shop",
+            "--kind",
+            "backup",
+            "--cron",
+            "0 2 * * *",
+            "--time-zone",
+            "Europe/Berlin",
+            "--keep-daily",
+            "7",
+            "--prove",
+            "weekly",
         ])
         .error(0);
-    let shown = folder.run(&["policy", "show", "nightly", "--json"]).document(0);
+    let shown = folder
+        .run(&["policy", "show", "nightly", "--json"])
+        .document(0);
     assert_eq!(shown["spec"]["prove"], "weekly");
     assert_eq!(shown["spec"]["keep"]["daily"], 7);
     assert_eq!(shown["upcoming"].as_array().unwrap().len(), 5);
     let next = folder
         .run(&["policy", "next", "nightly", "--json"])
         .document(0);
-    assert_eq!(next["policies"][0]["upcoming"].as_array().unwrap().len(), 10);
+    assert_eq!(
+        next["policies"][0]["upcoming"].as_array().unwrap().len(),
+        10
+    );
     let paused = folder
         .run(&["policy", "edit", "nightly", "--pause", "--json"])
         .document(0);
@@ -309,7 +376,14 @@ fn the_demo_runs_without_a_server_and_without_a_network() {
     let folder = Folder::new();
     let place = folder.path("demo");
     let demo = folder
-        .run(&["demo", "--size", "3MB", "--folder", place.to_str().unwrap(), "--json"])
+        .run(&[
+            "demo",
+            "--size",
+            "3MB",
+            "--folder",
+            place.to_str().unwrap(),
+            "--json",
+        ])
         .document(0);
     let names: Vec<&str> = demo["steps"]
         .as_array()
@@ -319,7 +393,10 @@ fn the_demo_runs_without_a_server_and_without_a_network() {
         .collect();
     assert_eq!(
         names,
-        ["make", "backup", "prove", "change", "backup", "prove", "restore", "compare", "restore", "compare"]
+        [
+            "make", "backup", "prove", "change", "backup", "prove", "restore", "compare",
+            "restore", "compare"
+        ]
     );
     assert_eq!(demo["same"], true, "{demo:#}");
     let steps = &demo["steps"];
@@ -330,7 +407,14 @@ fn the_demo_runs_without_a_server_and_without_a_network() {
     );
     // It may be run again in its own folder, and in no other.
     folder
-        .run(&["demo", "--size", "1MB", "--folder", place.to_str().unwrap(), "--json"])
+        .run(&[
+            "demo",
+            "--size",
+            "1MB",
+            "--folder",
+            place.to_str().unwrap(),
+            "--json",
+        ])
         .document(0);
     let refused = folder.run(&["demo", "--folder", folder.root.path().to_str().unwrap()]);
     assert!(refused.error(2).contains("no demo made"), "{refused:#?}");

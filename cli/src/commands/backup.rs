@@ -3,6 +3,7 @@
 use fettler_jobs::{
     BackupArguments, BackupOutput, BackupPlace, Hooks, ProveArguments, ProveOutput,
 };
+use fettler_model::BackupId;
 use serde_json::{Value, json};
 
 use crate::{
@@ -131,7 +132,7 @@ fn text(output: &BackupOutput, place: &str, proof: Option<&ProveOutput>) -> Stri
             "parent",
             output
                 .parent
-                .map_or_else(|| "none: the first one".to_owned(), |id| id.short()),
+                .map_or_else(|| "none: the first one".to_owned(), BackupId::short),
         ),
         ("bytes", counts(output)),
         ("streams", units::count(output.streams)),

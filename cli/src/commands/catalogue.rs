@@ -2,7 +2,7 @@
 
 use fettler_ledger::DatabaseRecord;
 use fettler_model::{BackupFacts, BackupState, DatabaseName, Problem};
-use fettler_repository::Manifest;
+use fettler_repository::{Manifest, TenantRepository};
 use serde::Serialize;
 
 use crate::{
@@ -74,6 +74,31 @@ pub(crate) async fn rebuild(app: &App) -> Outcome {
     } else {
         Exit::FoundWrong
     })
+}
+
+/// Brings into the list what the repository holds and the list does not know (rule 22): what a job
+/// finds out about a backup is written there.
+pub(crate) async fn complete(app: &App, repository: &TenantRepository) -> Result<(), Failure> {
+    let place = app.settings().repository_place();
+    let ledger = app.ledger().await?;
+    let known = super::backups::known(app).await?;
+    let listing = repository.backups().await?;
+    let unknown = listing
+        .backups
+        .iter()
+        .filter(|summary| !known.contains_key(&summary.id));
+    let databases = ledger.databases(Some(app.tenant())).await?;
+    for summary in unknown {
+        let manifest = repository.manifest(summary.id).await?;
+        match facts(app, &manifest, &databases) {
+            Ok(facts) => ledger.upsert_backup(&place, &facts, None).await?,
+            // `catalogue rebuild` tells of it; what is asked for may be about another backup.
+            Err(failure) => {
+                tracing::warn!(backup = %summary.id, what = failure.problem.what, "a backup could not be listed");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the list says of a backup, by its manifest alone.

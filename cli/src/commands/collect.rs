@@ -51,7 +51,11 @@ pub(crate) async fn run(app: &App, args: &CollectArgs) -> Outcome {
 fn text(output: &CollectOutput, grace_seconds: u64) -> String {
     let mut lines = Vec::new();
     let what = |objects: u64, bytes: u64| {
-        format!("{} ({})", units::things(objects, "object"), units::size(bytes))
+        format!(
+            "{} ({})",
+            units::things(objects, "object"),
+            units::size(bytes)
+        )
     };
     let (deleted, marked) = if output.dry_run {
         ("Would delete", "Would mark")

@@ -86,19 +86,12 @@ async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
         }
         None => (None, None),
     };
-    let password = match args.password.as_deref() {
-        Some("none") => Some(None),
-        Some(text) => {
-            let reference: SecretReference =
-                text.parse()
-                    .map_err(|error: fettler_model::InvalidReference| {
-                        Failure::usage(error.to_string(), "write `none` to take it away")
-                    })?;
-            Some(select::password(app, Some(&reference), secret.as_ref()).await?)
-        }
-        None => select::password(app, None, secret.as_ref())
+    let password = if args.no_password {
+        Some(None)
+    } else {
+        select::password(app, args.password.as_ref(), secret.as_ref())
             .await?
-            .map(Some),
+            .map(Some)
     };
     let changed_labels = (!args.labels.is_empty()).then(|| {
         let mut labels = record.labels.clone();

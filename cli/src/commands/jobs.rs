@@ -261,7 +261,7 @@ fn text(job: &Shown) -> String {
         ("worker", job.worker.clone().unwrap_or_default()),
         (
             "repeats",
-            job.retry_of.map_or_else(String::new, |id| id.short()),
+            job.retry_of.map_or_else(String::new, JobId::short),
         ),
         ("tags", job.tags.join(" ")),
         (

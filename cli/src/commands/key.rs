@@ -1,7 +1,6 @@
 //! `fettler key`: the keys that open the backups. All of them open the same data key, so that adding,
 //! replacing and removing one touches no backup.
 
-use fettler_model::SecretReference;
 use fettler_repository::{KeySlot, KeySlotKind, Unlock, create_key_file};
 use serde_json::json;
 
@@ -85,18 +84,16 @@ async fn new_key(app: &App, new: &NewKeyArgs) -> Result<Unlock, Failure> {
         }
         return Ok(Unlock::KeyFile(path));
     }
-    let reference = new.new_passphrase.clone().ok_or_else(|| {
-        Failure::usage(
-            "no new key is given",
-            "give `--new-key-file PATH` or `--new-passphrase env:NAME`",
-        )
-    })?;
-    if let SecretReference::Sealed(_) = reference {
-        return Err(Failure::usage(
-            "a passphrase cannot lie in the ledger",
-            "write `env:NAME` or `file:/path`",
-        ));
-    }
+    let reference = new
+        .new_passphrase
+        .as_ref()
+        .ok_or_else(|| {
+            Failure::usage(
+                "no new key is given",
+                "give `--new-key-file PATH` or `--new-passphrase env:NAME`",
+            )
+        })?
+        .get()?;
     let resolved = fettler_config::resolve(&reference)?;
     if let Some(warning) = resolved.warning {
         app.output.notice(&warning);
@@ -106,7 +103,11 @@ async fn new_key(app: &App, new: &NewKeyArgs) -> Result<Unlock, Failure> {
 
 /// What to do so that the new key is used.
 fn use_it(new: &NewKeyArgs) -> String {
-    match (&new.new_key_file, &new.new_passphrase) {
+    let passphrase = new
+        .new_passphrase
+        .as_ref()
+        .and_then(|reference| reference.get().ok());
+    match (&new.new_key_file, passphrase) {
         (Some(path), _) => format!(
             "Set `keys.file = \"{}\"` in the settings, or give `--key-file`.",
             path.display()

@@ -39,9 +39,12 @@ async fn target(app: &App, args: &PreflightArgs) -> Result<Target, Failure> {
     let services = app.services().await?;
     let given = &args.database;
     if let Some(known) = select::known_database(app, &given.database).await? {
-        let reference = given.password.as_ref().or(known.password.as_ref());
+        let reference = match &given.password {
+            Some(given) => Some(given.get()?),
+            None => known.password,
+        };
         let password = match reference {
-            Some(reference) => Some(services.secret(app.tenant(), reference).await?),
+            Some(reference) => Some(services.secret(app.tenant(), &reference).await?),
             None => None,
         };
         return Ok(Target {
@@ -57,7 +60,7 @@ async fn target(app: &App, args: &PreflightArgs) -> Result<Target, Failure> {
                 "leave it out of the URL",
             ));
         }
-        (Some(reference), None) => Some(services.secret(app.tenant(), reference).await?),
+        (Some(reference), None) => Some(services.secret(app.tenant(), &reference.get()?).await?),
         (None, secret) => secret,
     };
     Ok(Target { url, password })

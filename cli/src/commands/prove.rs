@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     app::App,
     args::{ProveArgs, SandboxArgs},
-    commands::result_of,
+    commands::{catalogue, result_of},
     failure::{Exit, Outcome},
     run::{self, Asked},
     select,
@@ -18,6 +18,7 @@ use crate::{
 pub(crate) async fn run(app: &App, args: &ProveArgs) -> Outcome {
     let repository = app.repository(Use::Read).await?;
     let backup = select::backup(&repository, &args.backup.backup).await?;
+    catalogue::complete(app, &repository).await?;
     let sandbox = select::sandbox(
         app,
         &SandboxArgs {

@@ -1,7 +1,7 @@
 //! `fettler show`: everything that is known of one backup.
 
 use fettler_engine::BackupReport;
-use fettler_model::{ObjectFacts, ObjectKind, Warning};
+use fettler_model::{BackupId, ObjectFacts, ObjectKind, Warning};
 use serde::Serialize;
 
 use crate::{
@@ -117,7 +117,7 @@ fn text(document: &Document) -> String {
             "parent",
             backup
                 .parent
-                .map_or_else(|| "none".to_owned(), |id| id.short()),
+                .map_or_else(|| "none".to_owned(), BackupId::short),
         ),
         (
             "bytes",

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     app::App,
     args::VerifyArgs,
-    commands::result_of,
+    commands::{catalogue, result_of},
     failure::{Exit, Outcome},
     output::table,
     run::{self, Asked},
@@ -18,6 +18,7 @@ use crate::{
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
     let repository = app.repository(Use::Read).await?;
     let backup = select::backup(&repository, &args.backup.backup).await?;
+    catalogue::complete(app, &repository).await?;
     let arguments = VerifyArguments {
         place: BackupPlace(Some(app.settings().repository_place())),
         backup: backup.id,
