@@ -1,5 +1,6 @@
 //! Every kind of damage is found and told by the object's name (P4), and the next backup heals: nothing
 //! is taken over from what is damaged (rule 24).
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -130,7 +131,11 @@ async fn p4_a_deleted_a_cut_and_two_swapped_objects_are_found_and_the_next_backu
     for harm in ["delete", "cut", "empty", "swap", "lengthen"] {
         for kind in ["/packs/", "/indexes/"] {
             let manifest = tenant.manifest(latest).await.unwrap();
-            let needed: Vec<String> = manifest.packs.iter().map(|pack| pack.name()).collect();
+            let needed: Vec<String> = manifest
+                .packs
+                .iter()
+                .map(fettler_repository::PackUse::name)
+                .collect();
             let mut paths = of_kind(kind).await;
             if kind == "/packs/" {
                 paths.retain(|path| needed.iter().any(|name| path.as_ref().ends_with(name)));

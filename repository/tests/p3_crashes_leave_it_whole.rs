@@ -1,6 +1,7 @@
 //! A process may die at any request: what it leaves is consistent, and the next attempt does not store
 //! again what was stored (P3). The store dies at each request in turn, once before the request takes
 //! effect and once after.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

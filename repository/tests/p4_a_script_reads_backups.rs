@@ -1,5 +1,6 @@
 //! `tools/read_backup.py` reads a backup with none of this crate's code, by what
 //! `docs/repository-format.md` says.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

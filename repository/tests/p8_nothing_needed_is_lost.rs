@@ -1,5 +1,6 @@
 //! Backups, forgettings and collections of several processes at once lose nothing that is needed (P8, rules
 //! 21 to 23); and space comes back without repacking (rule 25).
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

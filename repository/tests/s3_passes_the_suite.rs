@@ -1,5 +1,6 @@
 //! The suite of stores on S3: a real MinIO server, opened by URL and `AWS_*` variables as users do. The
 //! variables are a process's own, so the suite runs in a child process that has them.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 #[path = "common/suite.rs"]

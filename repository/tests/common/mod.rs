@@ -1,6 +1,6 @@
 //! What the repository's tests share: repositories with small packs, believable and repeatable bytes, and
 //! stores that fail, count or lie on purpose.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod stores;
 

@@ -1,4 +1,5 @@
 //! What every kind of store must pass, called by the test of each.
+#![allow(clippy::unwrap_used)]
 
 use fettler_repository::{BeginBackup, Chunking, StreamEnd, TenantRepository};
 use tokio_util::sync::CancellationToken;
