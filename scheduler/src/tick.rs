@@ -34,8 +34,9 @@ const UNUSABLE_WAIT: Duration = Duration::from_secs(3600);
 const CLOCK_EVERY: Duration = Duration::from_secs(5);
 /// A difference of this much is a jump.
 const JUMP: Duration = Duration::from_secs(30);
-/// Due times are compared with what the policies say at least this often.
-const CORRECT_EVERY: Duration = Duration::from_secs(3600);
+/// Due times are compared with what the policies say at least this often. Whoever adds or edits a policy
+/// sets its next due time; this finds what was left without one.
+const CORRECT_EVERY: Duration = Duration::from_secs(300);
 
 /// Decides due times, until dropped.
 pub(crate) async fn tick_policies(shared: Arc<Shared>, leadership: Arc<Leadership>) {
