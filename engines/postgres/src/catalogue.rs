@@ -272,9 +272,12 @@ async fn restored_through(
 
 /// Types whose binary form holds no OID that means something else on another server, and is read
 /// back as it was written. Tested one by one in `tests/types.rs`.
-const BINARY_TYPES: [&str; 50] = [
-    "bool", "bytea", "char", "name", "int8", "int2", "int2vector", "int4", "text", "oid", "tid", "xid", "cid",
-    "oidvector", "json", "point", "lseg", "path", "box", "polygon", "line", "float4", "float8",
+///
+/// Not on it: the `reg…` types (numbers of other objects), `int2vector` and `oidvector` (empty ones are not read back),
+/// `xml` (its encoding is written anew).
+const BINARY_TYPES: [&str; 48] = [
+    "bool", "bytea", "char", "name", "int8", "int2", "int4", "text", "oid", "tid", "xid", "cid",
+    "json", "point", "lseg", "path", "box", "polygon", "line", "float4", "float8",
     "circle", "money", "macaddr", "inet", "cidr", "macaddr8", "bpchar", "varchar", "date", "time",
     "timestamp", "timestamptz", "interval", "timetz", "bit", "varbit", "numeric", "uuid", "pg_lsn",
     "tsvector", "tsquery", "jsonb", "txid_snapshot", "jsonpath", "xid8", "pg_snapshot", "refcursor",
@@ -312,7 +315,8 @@ impl Types {
             let list: Vec<String> = wanted.iter().map(u32::to_string).collect();
             let rows = session
                 .query(&format!(
-                    "SELECT t.oid, n.nspname = 'pg_catalog', t.typname, t.typtype, t.typcategory = 'A', t.typelem,
+                    "SELECT t.oid, n.nspname = 'pg_catalog', t.typname, t.typtype,
+                        EXISTS (SELECT FROM pg_type e WHERE e.oid = t.typelem AND e.typarray = t.oid), t.typelem,
                         t.typbasetype,
                         COALESCE((SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = t.oid {multirange}), 0),
                         CASE WHEN t.typtype = 'c' THEN (SELECT string_agg(a.atttypid::text, ',')

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use fettler_engine::EngineError;
@@ -24,7 +25,7 @@ use tokio_postgres::{
 use crate::{
     error::{ServerMessage, of_server},
     params::{Host, Params, SslMode},
-    tls,
+    tls::{self, Shown},
     wire::{Session, Wire},
 };
 
@@ -115,7 +116,7 @@ async fn connect_once(
             let socket = UnixStream::connect(&path)
                 .await
                 .map_err(|error| unreachable(params, format!("{}: {error}", path.display())))?;
-            log_in(params, &config, socket, NoTls).await
+            log_in(params, &config, socket, NoTls, Shown::default()).await
         }
         Host::Tcp(name) => {
             let socket = TcpStream::connect((name.as_str(), port))
@@ -124,19 +125,32 @@ async fn connect_once(
             socket
                 .set_nodelay(true)
                 .map_err(|error| unreachable(params, error))?;
+            keep_alive(&socket).map_err(|error| unreachable(params, error))?;
             match tls::connector(params)?.filter(|_| mode != SslMode::Disable) {
-                None => log_in(params, &config, socket, NoTls).await,
-                Some(mut connector) => {
+                None => log_in(params, &config, socket, NoTls, Shown::default()).await,
+                Some((mut connector, shown)) => {
                     let tls = MakeTlsConnect::<Returned<TcpStream>>::make_tls_connect(
                         &mut connector,
                         name,
                     )
                     .map_err(|error| unreachable(params, error))?;
-                    log_in(params, &config, socket, tls).await
+                    log_in(params, &config, socket, tls, shown).await
                 }
             }
         }
     }
+}
+
+/// A machine that is gone without a word is noticed, also by a session that waits for hours.
+fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+    const IDLE: Duration = Duration::from_secs(60);
+    const BETWEEN: Duration = Duration::from_secs(15);
+    const PROBES: u32 = 6;
+    rustix::net::sockopt::set_socket_keepalive(socket, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(socket, IDLE)?;
+    rustix::net::sockopt::set_tcp_keepintvl(socket, BETWEEN)?;
+    rustix::net::sockopt::set_tcp_keepcnt(socket, PROBES)?;
+    Ok(())
 }
 
 async fn log_in<S, T>(
@@ -144,6 +158,7 @@ async fn log_in<S, T>(
     config: &tokio_postgres::Config,
     socket: S,
     tls: T,
+    shown: Shown,
 ) -> Result<Session, EngineError>
 where
     S: Wire + 'static,
@@ -154,8 +169,9 @@ where
     let tls = ReturnedTls {
         tls,
         place: Arc::clone(&place),
+        shown,
     };
-    let socket = Returned::new(socket, &place);
+    let socket = Returned::new(socket, &place, Shown::default());
     let answer = config.connect_raw(socket, tls).await.map(drop);
     // Whatever happened, the place must not keep a stream that itself points to the place.
     let wire = place.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -209,13 +225,15 @@ type Place = Arc<Mutex<Option<Box<dyn Wire>>>>;
 struct Returned<S: Wire + 'static> {
     stream: Option<S>,
     place: Place,
+    shown: Shown,
 }
 
 impl<S: Wire + 'static> Returned<S> {
-    fn new(stream: S, place: &Place) -> Self {
+    fn new(stream: S, place: &Place, shown: Shown) -> Self {
         Self {
             stream: Some(stream),
             place: Arc::clone(place),
+            shown,
         }
     }
 
@@ -261,9 +279,9 @@ impl<S: Wire + 'static> AsyncWrite for Returned<S> {
 
 impl<S: TlsStream + Wire + 'static> TlsStream for Returned<S> {
     fn channel_binding(&self) -> ChannelBinding {
-        self.stream
-            .as_ref()
-            .map_or_else(ChannelBinding::none, TlsStream::channel_binding)
+        self.shown
+            .end_point()
+            .map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
 }
 
@@ -271,6 +289,7 @@ impl<S: TlsStream + Wire + 'static> TlsStream for Returned<S> {
 struct ReturnedTls<T> {
     tls: T,
     place: Place,
+    shown: Shown,
 }
 
 impl<S, T> TlsConnect<Returned<S>> for ReturnedTls<T>
@@ -287,6 +306,7 @@ where
         Handshake {
             inner: Box::pin(self.tls.connect(stream)),
             place: self.place,
+            shown: self.shown,
         }
     }
 }
@@ -295,6 +315,7 @@ where
 struct Handshake<F> {
     inner: Pin<Box<F>>,
     place: Place,
+    shown: Shown,
 }
 
 impl<F, S, E> Future for Handshake<F>
@@ -308,8 +329,8 @@ where
         match self.inner.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(answer) => {
-                let place = Arc::clone(&self.place);
-                Poll::Ready(answer.map(|stream| Returned::new(stream, &place)))
+                let (place, shown) = (Arc::clone(&self.place), self.shown.clone());
+                Poll::Ready(answer.map(|stream| Returned::new(stream, &place, shown)))
             }
         }
     }

@@ -17,7 +17,7 @@ pub(crate) const OBJECT_NAME: &str = "large objects";
 const NUMBERS_A_STREAM: u64 = 8192;
 /// Objects described by one statement.
 const OBJECTS_A_STATEMENT: usize = 5000;
-/// Bytes that `lo_get` is asked for at once, where pages cannot be read.
+/// Bytes of an object in one row, where pages cannot be read.
 const PIECE_BYTES: u64 = 256 * 1024;
 
 /// How the large objects are read.
@@ -25,6 +25,8 @@ const PIECE_BYTES: u64 = 256 * 1024;
 pub(crate) struct Plan {
     pages: bool,
     page_bytes: u64,
+    /// Bytes that `lo_get` is asked for at once, where pages cannot be read.
+    piece_bytes: u64,
     count: u64,
     /// Which groups of numbers hold objects.
     groups: Vec<u64>,
@@ -51,6 +53,7 @@ pub(crate) async fn plan(
         pages,
         // LOBLKSIZE in PostgreSQL's sources.
         page_bytes: server.block_bytes / 4,
+        piece_bytes: PIECE_BYTES,
         count: 0,
         groups: Vec::with_capacity(rows.len()),
     };
@@ -68,9 +71,16 @@ impl Plan {
         server: &ServerFacts,
         expected: &LargeObjectData,
     ) -> Result<Option<Self>, EngineError> {
+        // Where the copy's pages cannot be read as the original's were, objects are read in pieces of a page, which
+        // gives the same rows. Only an object with holes differs then: its missing pages come as zeros.
         Ok(plan(session, server).await?.map(|found| Self {
-            pages: expected.pages,
+            pages: expected.pages && found.pages,
             page_bytes: expected.page_bytes,
+            piece_bytes: if expected.pages {
+                expected.page_bytes
+            } else {
+                PIECE_BYTES
+            },
             ..found
         }))
     }
@@ -115,9 +125,10 @@ impl Plan {
                             WHERE oid BETWEEN '{from}'::oid AND '{to}'::oid),
                          measured AS MATERIALIZED (SELECT oid, handle, lo_lseek64(handle, 0, 2) AS bytes FROM opened),
                          closed AS MATERIALIZED (SELECT oid, bytes, lo_close(handle) FROM measured)
-                         SELECT oid, (at / {})::int4, lo_get(oid, at, {PIECE_BYTES})
-                         FROM closed, generate_series(0, bytes - 1, {PIECE_BYTES}) AS at ORDER BY 1, 2",
-                        self.page_bytes
+                         SELECT oid, (at / {page})::int4, lo_get(oid, at, {piece})
+                         FROM closed, generate_series(0, bytes - 1, {piece}) AS at ORDER BY 1, 2",
+                        page = self.page_bytes,
+                        piece = self.piece_bytes,
                     )
                 };
                 work(

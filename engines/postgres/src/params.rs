@@ -222,8 +222,8 @@ impl Params {
             ("PGUSER", Some(self.user.clone())),
             ("PGDATABASE", Some(self.database.clone())),
             ("PGPASSWORD", self.password().map(str::to_owned)),
-            // Whatever password there is was found already.
-            ("PGPASSFILE", Some("/dev/null".to_owned())),
+            // Whatever password there is was found already; this path cannot exist.
+            ("PGPASSFILE", Some("/dev/null/none".to_owned())),
             ("PGSSLMODE", Some(self.ssl_mode.as_str().to_owned())),
             ("PGSSLROOTCERT", root_cert),
             ("PGSSLCERT", path(&self.ssl_cert)),

@@ -81,6 +81,7 @@ maintenance_work_mem = 32MB
 max_connections = 40
 max_locks_per_transaction = 1024
 max_parallel_workers = 0
+session_replication_role = replica
 log_min_messages = fatal
 fettler.sandbox = private
 ";
@@ -706,10 +707,11 @@ impl<'a> Guard<'a> {
         let Some(roles) = self.roles else {
             return Ok(());
         };
-        let mut statements = vec![format!(
-            "CREATE ROLE {} LOGIN NOSUPERUSER BYPASSRLS",
-            quote_ident(WORK_ROLE)
-        )];
+        let mut statements = vec![
+            format!("CREATE ROLE {} LOGIN NOSUPERUSER BYPASSRLS", quote_ident(WORK_ROLE)),
+            // From version 17 on, an event trigger may fire at a login.
+            format!("ALTER ROLE {} SET event_triggers = off", quote_ident(ROOT_ROLE)),
+        ];
         for role in roles {
             statements.push(format!("CREATE ROLE {}", quote_ident(&role.name)));
         }
@@ -760,7 +762,7 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// Lets the role that copies rows note what is done.
+    /// Gives the marker to the role that copies rows.
     pub(crate) async fn open_marker(&self, session: &mut Session, schema: &str) -> Result<(), EngineError> {
         if self.roles.is_none() {
             return Ok(());
@@ -769,8 +771,10 @@ impl<'a> Guard<'a> {
         let database = quote_ident(&current_database(session).await?);
         session
             .execute(&format!(
-                "GRANT USAGE ON SCHEMA {schema} TO {role};
-                 GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {schema} TO {role};
+                "ALTER SCHEMA {schema} OWNER TO {role};
+                 ALTER TABLE {schema}.attempt OWNER TO {role};
+                 ALTER TABLE {schema}.done OWNER TO {role};
+                 ALTER TABLE {schema}.failed OWNER TO {role};
                  GRANT CREATE, TEMPORARY ON DATABASE {database} TO {role}"
             ))
             .await

@@ -10,7 +10,12 @@
 //!
 //! Trusted are the certificates in `sslrootcert` where it is given, else those that the machine trusts.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aws_lc_rs::digest;
 
 use fettler_engine::EngineError;
 use rustls::{
@@ -28,13 +33,70 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::params::{Params, SslMode};
 
+/// The certificate that the server of one connection showed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown(Arc<Mutex<Option<CertificateDer<'static>>>>);
+
+impl Shown {
+    /// What binds a SCRAM login to this TLS connection (`tls-server-end-point`, RFC 5929), where the certificate's
+    /// signature says with which hash. The driver's own TLS adapter does not tell it.
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let certificate: &[u8] = shown.as_ref()?;
+        Some(digest::digest(signature_hash(certificate)?, certificate).as_ref().to_vec())
+    }
+}
+
+/// The hash of a certificate's signature. MD5 and SHA-1 count as SHA-256.
+fn signature_hash(certificate: &[u8]) -> Option<&'static digest::Algorithm> {
+    /// The algorithms of RFC 4055 and RFC 5758, as the bytes of their object identifiers.
+    const RSA: [u8; 8] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01];
+    const ECDSA_SHA1: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x01];
+    const ECDSA_SHA2: [u8; 7] = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03];
+    let (inside, _) = element(certificate)?;
+    let (_, after_content) = element(inside)?;
+    let (algorithm, _) = element(after_content)?;
+    let (identifier, _) = element(algorithm)?;
+    if identifier == ECDSA_SHA1 {
+        return Some(&digest::SHA256);
+    }
+    let (last, family) = identifier.split_last()?;
+    match (family, last) {
+        (family, 4 | 5 | 11) if family == RSA => Some(&digest::SHA256),
+        (family, 12) if family == RSA => Some(&digest::SHA384),
+        (family, 13) if family == RSA => Some(&digest::SHA512),
+        (family, 2) if family == ECDSA_SHA2 => Some(&digest::SHA256),
+        (family, 3) if family == ECDSA_SHA2 => Some(&digest::SHA384),
+        (family, 4) if family == ECDSA_SHA2 => Some(&digest::SHA512),
+        _ => None,
+    }
+}
+
+/// The first element of DER: its content, and what follows it.
+fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (_tag, rest) = der.split_first()?;
+    let (first, rest) = rest.split_first()?;
+    let (length, rest) = if *first < 0x80 {
+        (usize::from(*first), rest)
+    } else {
+        let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+        if digits.len() > 4 {
+            return None;
+        }
+        let length = digits.iter().fold(0, |length, digit| (length << 8) | usize::from(*digit));
+        (length, rest)
+    };
+    rest.split_at_checked(length)
+}
+
 /// Makes the TLS half of a connection; nothing where TLS is not wanted.
-pub(crate) fn connector(params: &Params) -> Result<Option<MakeRustlsConnect>, EngineError> {
+pub(crate) fn connector(params: &Params) -> Result<Option<(MakeRustlsConnect, Shown)>, EngineError> {
     if params.ssl_mode == SslMode::Disable {
         return Ok(None);
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = verifier(params, &provider)?;
+    let shown = Shown::default();
+    let verifier = verifier(params, &provider, shown.clone())?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| unusable("TLS", &error))?
@@ -51,7 +113,7 @@ pub(crate) fn connector(params: &Params) -> Result<Option<MakeRustlsConnect>, En
         }
         _ => builder.with_no_client_auth(),
     };
-    Ok(Some(MakeRustlsConnect::new(config)))
+    Ok(Some((MakeRustlsConnect::new(config), shown)))
 }
 
 fn unusable(subject: &str, error: &dyn std::fmt::Display) -> EngineError {
@@ -77,8 +139,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, EngineError
 fn verifier(
     params: &Params,
     provider: &Arc<CryptoProvider>,
+    shown: Shown,
 ) -> Result<Arc<dyn ServerCertVerifier>, EngineError> {
     let mut verifier = Verifier {
+        shown,
         trust: None,
         pinned: Vec::new(),
         check_name: params.ssl_mode == SslMode::VerifyFull,
@@ -106,6 +170,7 @@ fn verifier(
 /// Looks at a server's certificate as far as the mode asks for.
 #[derive(Debug)]
 struct Verifier {
+    shown: Shown,
     /// Who issues certificates that are believed; nobody is asked where any certificate will do.
     trust: Option<Arc<dyn ServerCertVerifier>>,
     /// Certificates that are believed themselves, as one that signs itself has to be.
@@ -123,6 +188,7 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.shown.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_entity.clone().into_owned());
         let Some(trust) = &self.trust else {
             return Ok(ServerCertVerified::assertion());
         };

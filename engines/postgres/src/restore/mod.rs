@@ -39,6 +39,7 @@ use crate::{
 
 use archive::{Archive, Section};
 use place::{Content, MARKER_SCHEMA, Stage, advance};
+use rows::LargeObjects;
 use select::Selection;
 
 /// Memory for building an index is raised to this, where the server's buffers are at least as large.
@@ -124,8 +125,13 @@ pub(crate) async fn restore(
         let chosen = |table: &TableData| {
             !table.excluded && part.is_none_or(|part| part.has_table(table.oid))
         };
+        let large_objects = match (part, kind) {
+            (Some(_), _) => LargeObjects::None,
+            (None, sandbox::Kind::Shared) => LargeObjects::Alone,
+            (None, _) => LargeObjects::WithOwners,
+        };
         let written =
-            rows::load(context, &data_params, backup, &data, &chosen, part.is_none()).await?;
+            rows::load(context, &data_params, backup, &data, &chosen, large_objects).await?;
         answer.bytes = written.bytes.load(Relaxed);
         answer.rows = written.rows.load(Relaxed);
         let mut failed = written.refusals();
@@ -153,6 +159,7 @@ pub(crate) async fn restore(
             )
             .await?;
         let mut session = connect(&data_params, &context.attempt.to_string()).await?;
+        keep_triggers_quiet(&mut session).await?;
         let views: Vec<&MaterializedView> = data
             .views
             .iter()
@@ -167,7 +174,8 @@ pub(crate) async fn restore(
     }
     context.progress.begin("finish", 0, 0);
     let with_properties = part.is_none() && kind != sandbox::Kind::Shared;
-    finish(context, &params, place, with_properties.then_some(&data.database), &mut answer).await?;
+    let properties = with_properties.then_some(&data.database);
+    finish(context, &params, place, &guard, properties, &mut answer).await?;
     note_missing_roles(&mut answer);
     Ok(answer)
 }
@@ -510,9 +518,9 @@ async fn prepare_archive(
         format!("maintenance_work_mem={}kB", memory / 1024),
         "client_min_messages=warning".to_owned(),
     ];
-    // Complaints are read by their English words.
     if server.is_superuser {
-        settings.push("lc_messages=C".to_owned());
+        // Complaints are read by their English words; and the event triggers that an earlier attempt made stay quiet.
+        settings.extend(["lc_messages=C", "session_replication_role=replica"].map(str::to_owned));
     }
     archive.settings = settings
         .iter()
@@ -520,6 +528,15 @@ async fn prepare_archive(
         .collect::<Vec<_>>()
         .join(" ");
     Ok(())
+}
+
+/// Keeps the event triggers that were just restored from firing at what the restore itself still does: they
+/// might refuse it, or write into tables. Only a superuser may; others hear from the trigger.
+async fn keep_triggers_quiet(session: &mut Session) -> Result<(), EngineError> {
+    match session.execute("SET session_replication_role = replica").await {
+        Err(error) if error.code() != Some("42501") => Err(error.doing("preparing a session")),
+        _ => Ok(()),
+    }
 }
 
 /// Computes the materialised views. One that needs another is tried again after it.
@@ -584,6 +601,7 @@ async fn finish(
     context: &EngineContext,
     target: &Params,
     mut place: Place,
+    guard: &sandbox::Guard<'_>,
     properties: Option<&DatabaseData>,
     answer: &mut RestoreReport,
 ) -> Result<(), EngineError> {
@@ -618,12 +636,16 @@ async fn finish(
         drop_database_on(&mut beside, &aside).await?;
         beside.close().await;
         place.session = connect(target, &name).await?;
+        place.params = target.clone();
     }
-    place
-        .session
-        .execute(&format!("DROP SCHEMA {MARKER_SCHEMA} CASCADE"))
+    // In a private sandbox the marker belongs to the role that is no superuser.
+    let mut session = connect(&guard.params(&place.params), &name).await?;
+    keep_triggers_quiet(&mut session).await?;
+    session
+        .execute(&format!("SET client_min_messages = error; DROP SCHEMA {MARKER_SCHEMA} CASCADE"))
         .await
         .map_err(|error| error.doing("removing the marker of the restore"))?;
+    session.close().await;
     place.session.close().await;
     Ok(())
 }

@@ -53,6 +53,15 @@ enum LoadKind {
     Pages(u64),
 }
 
+/// Which large objects are restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LargeObjects {
+    None,
+    /// All, without owners and grants.
+    Alone,
+    WithOwners,
+}
+
 /// What was written.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
@@ -82,8 +91,9 @@ pub(crate) async fn load(
     backup: &dyn StreamSource,
     data: &BackupData,
     chosen: &(dyn Fn(&TableData) -> bool + Sync),
-    with_large_objects: bool,
+    large_objects: LargeObjects,
 ) -> Result<Written, EngineError> {
+    let with_large_objects = large_objects != LargeObjects::None;
     let name = context.attempt.to_string();
     let written = Written::default();
     let mut session = connect(params, &name).await?;
@@ -96,7 +106,8 @@ pub(crate) async fn load(
         .collect();
     let bytes_of = |stream: &str| bytes.get(stream).copied().unwrap_or(0);
     if with_large_objects && data.large_objects.is_some() {
-        make_large_objects(context, &mut session, backup, &done, &written).await?;
+        let with_owners = large_objects == LargeObjects::WithOwners;
+        make_large_objects(context, &mut session, backup, &done, &written, with_owners).await?;
     }
     session.close().await;
 
@@ -318,6 +329,7 @@ async fn make_large_objects(
     backup: &dyn StreamSource,
     done: &HashSet<String>,
     written: &Written,
+    with_owners: bool,
 ) -> Result<(), EngineError> {
     context.progress.item("large objects");
     let mut reader = backup.read(LARGE_OBJECTS_STREAM).await?;
@@ -337,7 +349,7 @@ async fn make_large_objects(
                 }
             })?);
             if batch.len() == OBJECTS_A_TRANSACTION {
-                make_some(context, session, &batch, number, done, written).await?;
+                make_some(context, session, &batch, &format!("{LARGE_OBJECTS_STREAM}#{number}"), done, written, with_owners).await?;
                 number += 1;
                 batch.clear();
             }
@@ -347,19 +359,19 @@ async fn make_large_objects(
             break;
         }
     }
-    make_some(context, session, &batch, number, done, written).await
+    make_some(context, session, &batch, &format!("{LARGE_OBJECTS_STREAM}#{number}"), done, written, with_owners).await
 }
 
 async fn make_some(
     context: &EngineContext,
     session: &mut Session,
     objects: &[LargeObjectFacts],
-    number: usize,
+    item: &str,
     done: &HashSet<String>,
     written: &Written,
+    with_owners: bool,
 ) -> Result<(), EngineError> {
-    let item = format!("{LARGE_OBJECTS_STREAM}#{number}");
-    if objects.is_empty() || done.contains(&item) {
+    if objects.is_empty() || done.contains(item) {
         return Ok(());
     }
     context.check_stop()?;
@@ -368,18 +380,21 @@ async fn make_some(
     for object in objects {
         sql.push_str(&format!("SELECT pg_catalog.lo_create({});", object.oid));
     }
-    sql.push_str(&note_sql(context, &item, "0"));
+    sql.push_str(&note_sql(context, item, "0"));
     session.execute(&sql).await.map_err(|error| error.doing(doing))?;
     context.fence.check().await?;
     session.execute("COMMIT").await.map_err(|error| error.doing(doing))?;
     // Each by itself: a role that is missing here must not cost the object. All of it may be repeated.
     for object in objects {
         let on = format!("LARGE OBJECT {}", object.oid);
-        let mut statements = vec![format!("ALTER {on} OWNER TO {}", quote_ident(&object.owner))];
+        let mut statements = Vec::new();
+        if with_owners {
+            statements.push(format!("ALTER {on} OWNER TO {}", quote_ident(&object.owner)));
+        }
         if let Some(comment) = &object.comment {
             statements.push(format!("COMMENT ON {on} IS {}", literal(comment)));
         }
-        if let Some(grants) = &object.grants {
+        if let Some(grants) = object.grants.as_ref().filter(|_| with_owners) {
             statements.push(format!("REVOKE ALL ON {on} FROM {}", quote_ident(&object.owner)));
             statements.extend(grants.iter().map(|grant| grant_sql(grant, &on)));
         }

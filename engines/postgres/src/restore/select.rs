@@ -161,10 +161,12 @@ impl Selection {
             }
             match entry.kind {
                 "TABLE ATTACH" | "INDEX ATTACH" => {
+                    // A partition goes with its parent (`a`), an index or a key with the parent's one (`P`).
+                    let kind = if entry.kind == "TABLE ATTACH" { 'a' } else { 'P' };
                     // A partition that was chosen without its parent stands alone.
                     named
                         .get(&(entry.schema.as_str(), entry.name.as_str()))
-                        .is_some_and(|object| own.contains(object) && needs.has_parent_in(*object, own))
+                        .is_some_and(|object| own.contains(object) && needs.has_parent_in(*object, own, kind))
                 }
                 "ROW SECURITY" | "SEQUENCE OWNED BY" => {
                     own_names.contains(&(entry.schema.as_str(), entry.name.as_str()))
@@ -361,10 +363,10 @@ impl Needs {
         self.needs.get(&object).into_iter().flatten().copied()
     }
 
-    /// Whether a partition's (or its index's) parent is among these.
-    fn has_parent_in(&self, object: Object, own: &HashSet<Object>) -> bool {
+    /// Whether the parent of a partition, or of a partition's index or key, is among these.
+    fn has_parent_in(&self, object: Object, own: &HashSet<Object>, wanted: char) -> bool {
         self.of(object)
-            .any(|(parent, kind)| parent.0 == PG_CLASS && matches!(kind, 'a' | 'P' | 'S' | 'I') && own.contains(&parent))
+            .any(|(parent, kind)| kind == wanted && own.contains(&parent))
     }
 
     /// The chosen objects with their parts, and what these need beside.
@@ -386,20 +388,25 @@ impl Needs {
             }
         }
         let mut needed = HashSet::new();
-        let mut left: Vec<(Object, Object)> = own
+        let mut left: Vec<Object> = own
             .iter()
             .flat_map(|from| self.of(*from).map(|(to, kind)| (*from, to, kind)))
             .filter(|(from, to, kind)| {
-                // Not the table that a foreign key points to, nor the parent of a partition.
-                !(to.0 == PG_CLASS && (from.0 == PG_CONSTRAINT || *kind != 'n'))
+                // Not the table that a foreign key points to, nor what a part of a partition belongs to.
+                matches!(kind, 'n' | 'e' | 'x') && !(to.0 == PG_CLASS && from.0 == PG_CONSTRAINT)
             })
-            .map(|(from, to, _)| (from, to))
+            .map(|(_, to, _)| to)
             .collect();
-        while let Some((_, object)) = left.pop() {
+        while let Some(object) = left.pop() {
             if own.contains(&object) || !needed.insert(object) {
                 continue;
             }
-            left.extend(self.of(object).map(|(to, _)| (object, to)));
+            left.extend(self.of(object).map(|(to, _)| to));
+            // The definition of a table holds its defaults.
+            let defaults = self.needed_by.get(&object).into_iter().flatten();
+            for (default, _) in defaults.filter(|(part, _)| object.0 == PG_CLASS && part.0 == 2604) {
+                left.extend(self.of(*default).map(|(to, _)| to));
+            }
         }
         (own, needed)
     }

@@ -190,7 +190,7 @@ impl Artefacts for Ledger {
 pub struct Attempt {
     pub context: EngineContext,
     pub ledger: Arc<Ledger>,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
 }
 
 impl Attempt {
@@ -218,7 +218,7 @@ impl Attempt {
                 parallel: 3,
             },
             ledger,
-            folder,
+            _folder: folder,
         }
     }
 }

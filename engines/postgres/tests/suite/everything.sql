@@ -50,7 +50,7 @@ VALUES
     (true, -32768, 2147483647, -9223372036854775808, '-Infinity', 'NaN', 'Infinity', -12345.67891, '$1,234.56', 'x', 'padded', E'tab\t', E'line\nand \\. back\\slash', 'a name', '\x00ff5c0a',
      '0044-03-15 BC', '24:00', '23:59:59.999999+14:59', '4714-11-24 00:00:00 BC', 'infinity', '-178000000 years 11 mons 3 days 04:05:06.789', gen_random_uuid(), '{"a" : [1, 2,  "dup"], "a":null}', '{"n": 1e400, "s": "\u00e9"}', '$.a[*] ? (@ > 1)', '<a b="c">x</a>',
      '10.1.2.3/8', '::/0', '08:00:2b:01:02:03', '08:00:2b:01:02:03:04:05', '(1.5,-2)', '{1,-1,0}', '[(0,0),(1,1)]', '(2,2),(1,1)', '[(0,0),(1,1),(2,0)]', '((0,0),(1,1),(2,0))', '<(1,1),5>',
-     '1010101', '111000', 'a fat cat:3A', 'fat & (cat | !rat:AB)', '16/B374D848', '10:20:10,14,15', '10:20:10', 4294967295, 'shop.wide', 'pg_catalog.length(text)', 'shop.mood', 'shop', 'owner :tag',
+     '1010101', '111000', 'a fat cat:3A', 'fat & (cat | !rat:AB)', '16/B374D848', '10:20:10,14,15', '10:20:10', 4294967295, 'shop.wide', 'pg_catalog.length(text)', 'shop.mood', 'shop', '"owner :tag"',
      '[0:2]={1,NULL,3}', '{{a,"b,c"},{"NULL",NULL}}', '{sad,"very \"happy\""}', ARRAY[ROW(1, 'Infinity', 'l')::shop.point3, NULL], '{1,2}', ARRAY[ROW(ROW(1, 2, 'x'), 'sad', 3)::shop.nested],
      'sad', 7, '{sad}', ROW(1, NULL, ''), ROW(NULL, 'o''k', 1), '[1,5)', '(,2020-01-01]', '{[1,3),[7,9)}', '[sad,"o''k"]', '[a,b)', 'a=>1,b=>NULL', '1 2 3', '4 5'),
     (NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,

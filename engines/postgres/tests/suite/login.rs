@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use fettler_engine::{BackupOptions, DatabaseEngine};
-use fettler_model::Problem;
+use fettler_model::{Problem, Secret};
 use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer};
 
 use crate::common::{Attempt, Memory, engine, target};
@@ -66,7 +66,15 @@ async fn sockets_and_password_files_work_and_two_ways_lead_to_one_identity() {
     let server = PostgresServer::shared(PgMajor::V15);
     let engine = engine(PgMajor::V15);
     let by_network = engine.identify(&target(&server.url("postgres"))).await.unwrap();
-    let by_socket = engine.identify(&target(&server.socket_url("postgres"))).await.unwrap();
+    let folder = server.socket_url("postgres").rsplit_once("host=").unwrap().1.split('&').next().unwrap().to_owned();
+    let mut place = target(&format!(
+        "postgres://{}@{}:{}/postgres",
+        server.user(),
+        folder.replace('/', "%2F"),
+        server.port()
+    ));
+    place.password = Some(Secret::new(server.password().to_owned()));
+    let by_socket = engine.identify(&place).await.unwrap();
     assert_eq!(by_network.key, by_socket.key);
     assert_eq!(by_network.lineage, by_socket.lineage);
     assert!(by_network.version.starts_with("15."));

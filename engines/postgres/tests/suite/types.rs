@@ -7,21 +7,19 @@ use fettler_test_servers::{PgMajor, PostgresServer};
 use crate::common::{Attempt, back_up, engine_of_both, mismatches, restore, target};
 
 /// A type and values of it.
-const VALUES: [(&str, &[&str]); 66] = [
+const VALUES: [(&str, &[&str]); 64] = [
     ("bool", &["t", "f"]),
     ("bytea", &["\\x", "\\x00ff"]),
     ("\"char\"", &["", "x"]),
     ("name", &["a"]),
     ("int8", &["-9223372036854775808"]),
     ("int2", &["-32768"]),
-    ("int2vector", &["", "1 -2"]),
     ("int4", &["2147483647"]),
     ("text", &["", "é\n\t\\"]),
     ("oid", &["4294967295"]),
     ("tid", &["(4294967295,65535)"]),
     ("xid", &["7"]),
     ("cid", &["7"]),
-    ("oidvector", &["", "1 2"]),
     ("json", &["{\"b\" : 1, \"b\":2}"]),
     ("point", &["(NaN,-Infinity)"]),
     ("lseg", &["[(0,0),(1,1)]"]),
@@ -116,7 +114,7 @@ async fn p4_each_binary_type_comes_back_from_15_to_15_and_to_18() {
 async fn types_with_numbers_of_other_objects_inside_are_copied_as_text() {
     let source = PostgresServer::shared(PgMajor::V15).create_database("as_text").unwrap();
     let names = [
-        "regclass", "regproc", "regtype", "regclass[]", "mood[]", "pair[]", "inner_domain[]", "nested", "domain_of_moods", "xml", "aclitem", "hstore",
+        "int2vector", "oidvector", "regclass", "regproc", "regtype", "regclass[]", "mood[]", "pair[]", "inner_domain[]", "nested", "domain_of_moods", "xml", "aclitem", "hstore",
     ];
     let mut sql = String::from(
         "CREATE EXTENSION hstore; CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN inner_domain AS int; CREATE DOMAIN domain_of_moods AS mood[];
