@@ -42,7 +42,7 @@ impl Answer {
     /// # Panics
     ///
     /// When it did not.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, clippy::return_self_not_must_use)]
     pub fn done(self) -> Self {
         assert_eq!(self.code, 0, "{self:#?}");
         self
