@@ -86,7 +86,7 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
         let mut again = fettler.start(&["up"]);
         wait_until(
             "the job runs again or has ended",
-            LEASE + TAKEOVER + Duration::from_secs(5),
+            (LEASE + TAKEOVER) * 4,
             || {
                 let jobs = fettler.json(&["jobs", "--all"]);
                 let state = &job(&jobs, "backup")["state"];

@@ -38,7 +38,7 @@ fn with_the_ledger_deleted_everything_can_be_listed_verified_restored_and_rebuil
     assert!(sqlite::content(&source) == sqlite::content(&copy));
 
     let rebuilt = run(&["catalogue", "rebuild"]);
-    assert!(rebuilt.to_string().contains(&backup), "{rebuilt:#}");
+    assert_eq!(rebuilt["backups"], 1, "{rebuilt:#}");
     assert_eq!(run(&["prove", "latest"])["proven"], true);
 }
 
