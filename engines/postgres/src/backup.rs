@@ -42,9 +42,12 @@ use crate::{
 };
 
 /// How often the moment is chosen anew because tables changed while it was fixed.
-const MOMENTS_TRIED: u32 = 6;
+const MOMENTS_TRIED: u32 = 10;
 /// How long a lock on a table is waited for: whoever waits for ours in turn must not wait long.
 const LOCK_WAIT_SECONDS: u32 = 20;
+/// How long `pg_dump` waits for one, which it needs while we have it: only a session that waits for our lock to go
+/// can stand in its way, so that waiting is in vain.
+const DUMP_LOCK_WAIT_SECONDS: u32 = 3;
 /// Pages in one range of a table: 64 MiB. Ranges begin at fixed multiples, so that those of a table that
 /// only grows keep their bytes.
 pub(crate) const RANGE_PAGES: u64 = 8192;
@@ -168,7 +171,7 @@ pub(crate) async fn backup(
         tables: moment.tables,
         sequences,
         views,
-        large_objects: large_objects.map(|plan| plan.data()),
+        large_objects: large_objects.map(super::large_objects::Plan::data),
         invalid_indexes,
         schema,
     };
@@ -385,7 +388,7 @@ async fn write_definitions(
     command
         .args(["--format=custom", "--schema-only", "--create", "--no-password"])
         .arg(format!("--snapshot={}", moment.snapshot))
-        .arg(format!("--lock-wait-timeout={LOCK_WAIT_SECONDS}s"))
+        .arg(format!("--lock-wait-timeout={DUMP_LOCK_WAIT_SECONDS}s"))
         .arg(format!("--file={}", archive.display()));
     let ended = tools::run(command, "pg_dump", &context.stop, &mut |_| ()).await?;
     if !ended.status.success() {

@@ -75,7 +75,8 @@ async fn connect_to(
     }
 }
 
-fn unreachable(params: &Params, what: impl ToString) -> EngineError {
+#[allow(clippy::needless_pass_by_value)]
+fn unreachable(params: &Params, what: impl std::fmt::Display) -> EngineError {
     EngineError::Unreachable {
         server: params.server(),
         what: what.to_string(),

@@ -171,7 +171,8 @@ impl Ended {
     /// An error that says what the program said.
     pub(crate) fn error(&self, program: &str) -> EngineError {
         let said = self.complaints.trim();
-        let of_locks = said.contains("canceling statement due to lock timeout")
+        // pg_dump limits its LOCK statements by statement_timeout, and only them.
+        let of_locks = said.contains("canceling statement due to statement timeout")
             || said.contains("could not obtain lock");
         if of_locks {
             return EngineError::Busy {

@@ -271,7 +271,7 @@ pub(crate) async fn mark(
             "BEGIN;
              DROP SCHEMA IF EXISTS {MARKER_SCHEMA} CASCADE;
              CREATE SCHEMA {MARKER_SCHEMA};
-             CREATE TABLE {MARKER_SCHEMA}.attempt (job text NOT NULL, token bigint NOT NULL, backup text NOT NULL, stage text NOT NULL);
+             CREATE TABLE {MARKER_SCHEMA}.attempt (job text PRIMARY KEY, token bigint NOT NULL, backup text NOT NULL, stage text NOT NULL);
              CREATE TABLE {MARKER_SCHEMA}.done (item text PRIMARY KEY, token bigint NOT NULL, rows bigint NOT NULL);
              CREATE TABLE {MARKER_SCHEMA}.failed (statement text NOT NULL);
              INSERT INTO {MARKER_SCHEMA}.attempt VALUES ({}, {}, {}, '{}');
@@ -422,7 +422,8 @@ pub(crate) async fn give_properties(
         });
     }
     if let Some(grants) = &source.grants {
-        statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
+        // The owner's own as well, so that all stand in the order in which they stood.
+        statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC, {}", quote_ident(&source.owner)));
         statements.extend(grants.iter().map(|grant| grant_sql(grant, &format!("DATABASE {database}"))));
     }
     let mut failed = Vec::new();
@@ -466,9 +467,11 @@ fn setting_value(name: &str, value: &str) -> String {
     }
     let mut parts = vec![String::new()];
     let mut quoted = false;
-    for letter in value.chars() {
+    let mut letters = value.chars().peekable();
+    while let Some(letter) = letters.next() {
         let part = parts.last_mut().expect("there is always a part");
         match letter {
+            '"' if quoted && letters.next_if_eq(&'"').is_some() => part.push('"'),
             '"' => quoted = !quoted,
             ',' if !quoted => parts.push(String::new()),
             ' ' if !quoted => {}
@@ -501,7 +504,7 @@ mod tests {
 
     #[test]
     fn lists_keep_their_parts() {
-        assert_eq!(setting_value("search_path", r#""$user", public, "a b""#), "'$user', 'public', 'a b'");
+        assert_eq!(setting_value("search_path", r#""$user", public, "a ""b""#), "'$user', 'public', 'a \"b'");
         assert_eq!(setting_value("work_mem", "4MB"), "'4MB'");
         assert_eq!(quote_setting("app.user id"), r#""app"."user id""#);
     }

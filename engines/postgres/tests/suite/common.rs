@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -24,6 +24,7 @@ use fettler_engine_postgres::PostgresEngine;
 use fettler_model::{AttemptToken, DatabaseUrl, JobId, ObjectFacts, ObjectKind};
 use fettler_test_servers::PgMajor;
 use futures::StreamExt;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Streams in memory.
@@ -39,6 +40,10 @@ pub struct Memory {
     pub on_read: Option<Watcher>,
     pub written: Arc<AtomicU64>,
     pub read: Arc<AtomicU64>,
+    /// The first table that is read waits here before its first piece.
+    pub hold_first_table: Option<Arc<Semaphore>>,
+    /// Whether it does.
+    pub is_held: Arc<AtomicBool>,
 }
 
 /// Looks at each piece; an error is what the other end sees.
@@ -149,7 +154,17 @@ impl StreamSource for Memory {
         let mut rest = self.bytes(name);
         let piece = self.piece_bytes;
         let (watcher, read, name) = (self.on_read.clone(), Arc::clone(&self.read), name.to_owned());
-        Ok(futures::stream::iter(std::iter::from_fn(move || {
+        let hold = self
+            .hold_first_table
+            .clone()
+            .filter(|_| name.starts_with("table/") && !self.is_held.swap(true, Ordering::SeqCst));
+        let held = futures::stream::once(async move {
+            if let Some(hold) = hold {
+                hold.acquire().await.unwrap().forget();
+            }
+            Ok(Bytes::new())
+        });
+        Ok(held.chain(futures::stream::iter(std::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }
@@ -159,7 +174,7 @@ impl StreamSource for Memory {
                 Some(watcher) => (watcher.0)(&name, all).map(|()| bytes),
                 None => Ok(bytes),
             })
-        }))
+        })))
         .boxed())
     }
 }

@@ -16,7 +16,7 @@ CREATE SCHEMA shop;
 COMMENT ON SCHEMA shop IS 'a schema';
 GRANT USAGE ON SCHEMA shop TO "reader :tag";
 ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT ON TABLES TO "reader :tag";
-CREATE EXTENSION pgcrypto SCHEMA shop;
+CREATE EXTENSION citext SCHEMA shop;
 CREATE EXTENSION hstore;
 
 -- Types.
@@ -65,7 +65,7 @@ COMMENT ON COLUMN shop.wide.n IS 'its column';
 -- Only types that are copied in binary.
 CREATE TABLE shop.binary_only (id int PRIMARY KEY, m shop.mood, d shop.positive, a int[], r int4range, mr int4multirange, p shop.point3, j jsonb, b bytea, n numeric, ts timestamptz, iv interval, rt shop.textrange);
 INSERT INTO shop.binary_only
-SELECT n, (enum_range(NULL::shop.mood))[1 + n % 3], n, ARRAY[n, NULL, -n], int4range(n, n + 2), int4multirange(int4range(n, n + 1)), ROW(n, n / 3.0, 'l' || n),
+SELECT n, (enum_range(NULL::shop.mood))[1 + n % 3], n, ARRAY[n, NULL, -n], int4range(n, n + 2), int4multirange(int4range(n, n + 1)), ROW(n, n / 3.0, 'l' || n)::shop.point3,
     jsonb_build_object('n', n), int4send(n), n / 7.0, '2020-01-01'::timestamptz + n * interval '1 s', n * interval '1 mon 1 us', shop.textrange(n::text, NULL)
 FROM generate_series(1, 3000) n;
 
@@ -159,7 +159,7 @@ CREATE FUNCTION public.same_mood(shop.mood, text) RETURNS bool LANGUAGE sql IMMU
 CREATE OPERATOR public.=~= (LEFTARG = shop.mood, RIGHTARG = text, FUNCTION = public.same_mood);
 CREATE CAST (shop.point3 AS text) WITH INOUT;
 CREATE PUBLICATION everything FOR ALL TABLES;
-CREATE PUBLICATION some FOR TABLE public.large, public.parent;
+CREATE PUBLICATION "some" FOR TABLE public.large, public.parent;
 
 -- Large objects.
 SELECT lo_from_bytea(100001, '\x0102030405'), lo_from_bytea(100002, decode(repeat('ab', 5000), 'hex')), lo_from_bytea(100003, '');

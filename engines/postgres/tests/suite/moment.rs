@@ -42,7 +42,8 @@ async fn p4_while_rows_are_written_truncated_and_altered_the_copy_is_one_moment(
                         &name,
                         &format!(
                             "BEGIN; TRUNCATE twin_a, twin_b; INSERT INTO twin_a SELECT generate_series(1, 5000 + {number}); INSERT INTO twin_b SELECT generate_series(1, 5000 + {number}); COMMIT;
-                             ALTER TABLE twin_a ADD COLUMN extra_{number} int DEFAULT random() * 10; ALTER TABLE twin_a DROP COLUMN extra_{number};"
+                             ALTER TABLE twin_a ADD COLUMN extra_{number} int DEFAULT random() * 10; ALTER TABLE twin_a DROP COLUMN extra_{number};
+                             SELECT pg_sleep(0.4)"
                         ),
                     )
                     .unwrap();
@@ -60,6 +61,7 @@ async fn p4_while_rows_are_written_truncated_and_altered_the_copy_is_one_moment(
             let report = match answer {
                 Ok(report) => report,
                 Err(error) => {
+                    println!("refused: {error}");
                     refused.push(error.to_string());
                     continue;
                 }
