@@ -109,7 +109,11 @@ pub(crate) async fn backup(
     let mut warnings = Vec::new();
     end_predecessors(&params, context).await?;
 
-    let excluded: Vec<Pattern> = options.exclude.iter().map(|text| Pattern::parse(text)).collect();
+    let excluded: Vec<Pattern> = options
+        .exclude
+        .iter()
+        .map(|text| Pattern::parse(text))
+        .collect();
     let archive = context.scratch.join(SCHEMA_STREAM);
     let (mut moment, dump) = fix_moment(engine, context, &params, &excluded, &archive).await?;
     let definitions = schema::definitions_of_archive(context, &dump, &archive).await?;
@@ -146,10 +150,18 @@ pub(crate) async fn backup(
 
     let mut objects = table_facts(&moment.tables, &findings);
     objects.extend(sequences.iter().map(|sequence| {
-        object(ObjectKind::Sequence, sequence.display(), Some(sequence.value()))
+        object(
+            ObjectKind::Sequence,
+            sequence.display(),
+            Some(sequence.value()),
+        )
     }));
     objects.extend(views.iter().map(|view| {
-        object(ObjectKind::MaterializedView, display_name(&view.schema, &view.name), None)
+        object(
+            ObjectKind::MaterializedView,
+            display_name(&view.schema, &view.name),
+            None,
+        )
     }));
     objects.push(object(
         ObjectKind::Schema,
@@ -157,7 +169,10 @@ pub(crate) async fn backup(
         Some(schema.digest.clone()),
     ));
     if let Some(list) = &large_object_list {
-        objects.push(large_objects::facts(list, findings.get(&None).copied().unwrap_or_default()));
+        objects.push(large_objects::facts(
+            list,
+            findings.get(&None).copied().unwrap_or_default(),
+        ));
     }
     let data = BackupData {
         format: DATA_FORMAT,
@@ -202,7 +217,11 @@ fn object(kind: ObjectKind, name: String, value: Option<String>) -> ObjectFacts 
 /// The tables as a proof compares them. Partitions that are restored through their parent count as one.
 pub(crate) fn table_facts(tables: &[TableData], findings: &Findings) -> Vec<ObjectFacts> {
     let mut facts: BTreeMap<String, ObjectFacts> = BTreeMap::new();
-    for (at, table) in tables.iter().enumerate().filter(|(_, table)| !table.excluded) {
+    for (at, table) in tables
+        .iter()
+        .enumerate()
+        .filter(|(_, table)| !table.excluded)
+    {
         let found = findings.get(&Some(at)).copied().unwrap_or_default();
         let name = table.compared_as();
         let entry = facts.entry(name.clone()).or_insert_with(|| ObjectFacts {
@@ -289,7 +308,10 @@ async fn try_moment(
         return Err(Changed::No(EngineError::Missing {
             code: "version",
             what: format!("PostgreSQL {} is too old", server.version_text),
-            remedy: format!("version {} is the oldest that can be read", identify::OLDEST_MAJOR),
+            remedy: format!(
+                "version {} is the oldest that can be read",
+                identify::OLDEST_MAJOR
+            ),
         }));
     }
     let identity = identify::identity(&mut witness, params).await?;
@@ -318,7 +340,10 @@ async fn try_moment(
         .map(|relation| (relation.oid, relation.mark))
         .collect();
     witness.close().await;
-    for relation in relations.iter().filter(|relation| matches!(relation.kind, 'r' | 'p')) {
+    for relation in relations
+        .iter()
+        .filter(|relation| matches!(relation.kind, 'r' | 'p'))
+    {
         if now.get(&relation.oid) != Some(&relation.mark) {
             let name = display_name(&relation.schema, &relation.name);
             return Err(Changed::Yes(format!("{name} was changed or truncated")));
@@ -370,7 +395,11 @@ async fn lock(
             Err(error) if matches!(error.code(), Some("42P01" | "3F000")) => {
                 return Err(Changed::Yes(error.to_string()));
             }
-            Err(error) => return Err(Changed::No(error.doing("locking the tables against changes"))),
+            Err(error) => {
+                return Err(Changed::No(
+                    error.doing("locking the tables against changes"),
+                ));
+            }
         }
     }
     Ok(())
@@ -386,7 +415,12 @@ async fn write_definitions(
 ) -> Result<(), EngineError> {
     let mut command = tools::connected(&dump.path, params, &context.attempt.to_string());
     command
-        .args(["--format=custom", "--schema-only", "--create", "--no-password"])
+        .args([
+            "--format=custom",
+            "--schema-only",
+            "--create",
+            "--no-password",
+        ])
         .arg(format!("--snapshot={}", moment.snapshot))
         .arg(format!("--lock-wait-timeout={DUMP_LOCK_WAIT_SECONDS}s"))
         .arg(format!("--file={}", archive.display()));
@@ -428,7 +462,9 @@ async fn store_bytes(sink: &dyn StreamSink, name: &str, bytes: Vec<u8>) -> Resul
     let mut writer = sink.open(name, Cut::Content).await?;
     let mut bytes = Bytes::from(bytes);
     while !bytes.is_empty() {
-        writer.write(bytes.split_to(bytes.len().min(BUFFER_BYTES))).await?;
+        writer
+            .write(bytes.split_to(bytes.len().min(BUFFER_BYTES)))
+            .await?;
     }
     writer.finish(StreamEnd::default()).await.map(drop)
 }
@@ -455,7 +491,8 @@ async fn store_globals(
         command.arg("--no-role-passwords");
         warnings.push(Warning {
             code: "postgres.role_passwords".to_owned(),
-            message: "roles were kept without their passwords: the role may not read pg_authid".to_owned(),
+            message: "roles were kept without their passwords: the role may not read pg_authid"
+                .to_owned(),
         });
     }
     let mut text = Vec::new();
@@ -482,7 +519,10 @@ async fn store_globals(
 
 /// A database's name for programs that take connection strings there.
 pub(crate) fn conninfo(database: &str) -> String {
-    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
+    format!(
+        "dbname='{}'",
+        database.replace('\\', "\\\\").replace('\'', "\\'")
+    )
 }
 
 fn note_what_is_missing(moment: &mut Moment, excluded: &[Pattern], warnings: &mut Vec<Warning>) {
@@ -500,7 +540,10 @@ fn note_what_is_missing(moment: &mut Moment, excluded: &[Pattern], warnings: &mu
     };
     if !foreign.is_empty() {
         let names = shortened(&foreign, ", ");
-        warn("foreign_tables", format!("of the foreign tables {names} only the definitions were kept"));
+        warn(
+            "foreign_tables",
+            format!("of the foreign tables {names} only the definitions were kept"),
+        );
     }
     let unlogged: Vec<String> = moment
         .relations
@@ -510,12 +553,21 @@ fn note_what_is_missing(moment: &mut Moment, excluded: &[Pattern], warnings: &mu
         .collect();
     if !unlogged.is_empty() {
         let names = shortened(&unlogged, ", ");
-        warn("unlogged_tables", format!("a standby has no rows of the unlogged tables {names}"));
+        warn(
+            "unlogged_tables",
+            format!("a standby has no rows of the unlogged tables {names}"),
+        );
     }
     for pattern in excluded {
         let fits = |table: &TableData| pattern.matches(&table.schema, &table.name);
         if !moment.tables.iter().any(fits) {
-            warn("exclude", format!("no table fits the pattern {:?} that was to be left out", pattern.as_str()));
+            warn(
+                "exclude",
+                format!(
+                    "no table fits the pattern {:?} that was to be left out",
+                    pattern.as_str()
+                ),
+            );
         }
     }
 }
@@ -588,9 +640,15 @@ pub(crate) fn count_work(at: usize, table: &TableData) -> Work {
 /// decide.
 pub(crate) fn plain_count(from: &str) -> String {
     let switch = |to: &str| {
-        format!("SET enable_indexscan = {to}; SET enable_indexonlyscan = {to}; SET enable_bitmapscan = {to};")
+        format!(
+            "SET enable_indexscan = {to}; SET enable_indexonlyscan = {to}; SET enable_bitmapscan = {to};"
+        )
     };
-    format!("{} SELECT count(*) FROM {from}; {}", switch("off"), switch("on"))
+    format!(
+        "{} SELECT count(*) FROM {from}; {}",
+        switch("off"),
+        switch("on")
+    )
 }
 
 /// A part of a table.
@@ -633,7 +691,9 @@ pub(crate) fn copy_sql(table: &TableData, range: Range) -> String {
         }
         Range::All => table.condition.clone(),
         Range::Pages(0, Some(to)) => format!("WHERE ctid < '({to},0)'"),
-        Range::Pages(begin, Some(to)) => format!("WHERE ctid >= '({begin},0)' AND ctid < '({to},0)'"),
+        Range::Pages(begin, Some(to)) => {
+            format!("WHERE ctid >= '({begin},0)' AND ctid < '({to},0)'")
+        }
         Range::Pages(begin, None) => format!("WHERE ctid >= '({begin},0)'"),
     };
     format!("COPY (SELECT {columns} FROM ONLY {from} {condition}) TO STDOUT {format}")
@@ -722,7 +782,9 @@ impl Shared {
     }
 
     pub(crate) fn findings(self) -> Findings {
-        self.findings.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.findings
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, table: Option<usize>, add: impl FnOnce(&mut Found)) {
@@ -752,7 +814,10 @@ impl Shared {
                     (Some(sink), Some(stream)) => {
                         into_stream(session, &work, *format, &self.reading, sink, stream).await?
                     }
-                    _ => copy_out(session, &work.sql, *format, &self.reading, None, &work.what).await?,
+                    _ => {
+                        copy_out(session, &work.sql, *format, &self.reading, None, &work.what)
+                            .await?
+                    }
                 };
                 self.add(work.table, |found| {
                     found.fingerprint.merge(&copied.fingerprint);
@@ -869,7 +934,10 @@ mod tests {
     fn ranges_cover_a_table_without_a_gap_and_begin_at_fixed_places() {
         assert_eq!(ranges(0, 100), [Range::All]);
         assert_eq!(ranges(100, 100), [Range::All]);
-        assert_eq!(ranges(101, 100), [Range::Pages(0, Some(100)), Range::Pages(100, None)]);
+        assert_eq!(
+            ranges(101, 100),
+            [Range::Pages(0, Some(100)), Range::Pages(100, None)]
+        );
         assert_eq!(ranges(250, 100)[..2], ranges(350, 100)[..2]);
         assert!(ranges(u64::from(u32::MAX), 1).len() as u64 <= RANGES_LIMIT);
     }

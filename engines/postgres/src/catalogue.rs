@@ -73,10 +73,7 @@ impl ServerFacts {
 
 /// The settings under which rows are read, the same for source and copy: those of `pg_dump`, and those
 /// that keep the text of values the same on every server.
-pub(crate) async fn settle(
-    session: &mut Session,
-    server: &ServerFacts,
-) -> Result<(), EngineError> {
+pub(crate) async fn settle(session: &mut Session, server: &ServerFacts) -> Result<(), EngineError> {
     let mut sql = String::from(
         "SELECT pg_catalog.set_config('search_path', '', false);
          SET client_min_messages = error; SET statement_timeout = 0; SET lock_timeout = 0;
@@ -276,11 +273,54 @@ async fn restored_through(
 /// Not on it: the `reg…` types (numbers of other objects), `int2vector` and `oidvector` (empty ones are not read back),
 /// `xml` (its encoding is written anew).
 const BINARY_TYPES: [&str; 48] = [
-    "bool", "bytea", "char", "name", "int8", "int2", "int4", "text", "oid", "tid", "xid", "cid",
-    "json", "point", "lseg", "path", "box", "polygon", "line", "float4", "float8",
-    "circle", "money", "macaddr", "inet", "cidr", "macaddr8", "bpchar", "varchar", "date", "time",
-    "timestamp", "timestamptz", "interval", "timetz", "bit", "varbit", "numeric", "uuid", "pg_lsn",
-    "tsvector", "tsquery", "jsonb", "txid_snapshot", "jsonpath", "xid8", "pg_snapshot", "refcursor",
+    "bool",
+    "bytea",
+    "char",
+    "name",
+    "int8",
+    "int2",
+    "int4",
+    "text",
+    "oid",
+    "tid",
+    "xid",
+    "cid",
+    "json",
+    "point",
+    "lseg",
+    "path",
+    "box",
+    "polygon",
+    "line",
+    "float4",
+    "float8",
+    "circle",
+    "money",
+    "macaddr",
+    "inet",
+    "cidr",
+    "macaddr8",
+    "bpchar",
+    "varchar",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "timetz",
+    "bit",
+    "varbit",
+    "numeric",
+    "uuid",
+    "pg_lsn",
+    "tsvector",
+    "tsquery",
+    "jsonb",
+    "txid_snapshot",
+    "jsonpath",
+    "xid8",
+    "pg_snapshot",
+    "refcursor",
 ];
 
 #[derive(Clone, Debug)]
@@ -376,7 +416,10 @@ pub(crate) async fn sequences(
     session: &mut Session,
     relations: &[Relation],
 ) -> Result<Vec<SequenceData>, EngineError> {
-    let sequences: Vec<&Relation> = relations.iter().filter(|relation| relation.kind == 'S').collect();
+    let sequences: Vec<&Relation> = relations
+        .iter()
+        .filter(|relation| relation.kind == 'S')
+        .collect();
     let mut found = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(RELATIONS_A_STATEMENT) {
         let selects: Vec<String> = part
@@ -423,7 +466,11 @@ pub(crate) async fn database(
     server: &ServerFacts,
 ) -> Result<DatabaseData, EngineError> {
     let major = server.major();
-    let provider = if major >= 15 { "d.datlocprovider" } else { "'c'" };
+    let provider = if major >= 15 {
+        "d.datlocprovider"
+    } else {
+        "'c'"
+    };
     let locale = match major {
         17.. => "d.datlocale",
         15.. => "d.daticulocale",
@@ -574,7 +621,10 @@ pub(crate) async fn dependencies(session: &mut Session) -> Result<String, Engine
 }
 
 /// A setting's value, or nothing where the server does not know it.
-pub(crate) async fn setting(session: &mut Session, name: &str) -> Result<Option<String>, EngineError> {
+pub(crate) async fn setting(
+    session: &mut Session,
+    name: &str,
+) -> Result<Option<String>, EngineError> {
     session
         .one(&format!("SELECT current_setting({}, true)", literal(name)))
         .await

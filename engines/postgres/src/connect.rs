@@ -30,7 +30,10 @@ use crate::{
 };
 
 /// Logs in, under a name that tells everybody whose session it is (rule 6).
-pub(crate) async fn connect(params: &Params, application_name: &str) -> Result<Session, EngineError> {
+pub(crate) async fn connect(
+    params: &Params,
+    application_name: &str,
+) -> Result<Session, EngineError> {
     let mut last = None;
     for (host, port) in &params.hosts {
         match connect_to(params, host, *port, application_name).await {
@@ -194,7 +197,8 @@ fn login_error(params: &Params, error: &tokio_postgres::Error) -> EngineError {
         };
         return of_server(&params.server(), &message, "logging in");
     }
-    let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    let cause =
+        std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     let text = error.to_string();
     if text.contains("TLS") {
         return EngineError::Missing {
@@ -239,7 +243,12 @@ impl<S: Wire + 'static> Returned<S> {
     }
 
     fn inner(self: Pin<&mut Self>) -> Pin<&mut S> {
-        Pin::new(self.get_mut().stream.as_mut().expect("taken out only when dropped"))
+        Pin::new(
+            self.get_mut()
+                .stream
+                .as_mut()
+                .expect("taken out only when dropped"),
+        )
     }
 }
 
@@ -265,7 +274,11 @@ impl<S: Wire + 'static> AsyncRead for Returned<S> {
 }
 
 impl<S: Wire + 'static> AsyncWrite for Returned<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.inner().poll_write(cx, buf)
     }
 

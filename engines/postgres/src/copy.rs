@@ -112,7 +112,9 @@ pub(crate) async fn copy_out(
                 copied.bytes += buffer.len() as u64;
                 reading.rate.pass(buffer.len() as u64).await;
                 let row_count = rows.fingerprint.rows;
-                reading.progress.add(buffer.len() as u64, row_count - told_rows);
+                reading
+                    .progress
+                    .add(buffer.len() as u64, row_count - told_rows);
                 told_rows = row_count;
                 if let Some(out) = out {
                     // The other end hangs up when it failed; its error is the one to tell.
@@ -192,16 +194,21 @@ impl RowHasher {
         }
         let rest = &self.buffer[self.row_start..];
         if let Some(mut row) = self.long_row.take() {
-            if self.binary && row.only_byte == Some(BINARY_TRAILER[0]) && rest == &BINARY_TRAILER[1..] {
+            if self.binary
+                && row.only_byte == Some(BINARY_TRAILER[0])
+                && rest == &BINARY_TRAILER[1..]
+            {
                 self.trailer_seen = true;
             } else {
                 row.hasher.update(rest);
-                self.fingerprint.add_row_hash(row.hasher.finalize().as_bytes());
+                self.fingerprint
+                    .add_row_hash(row.hasher.finalize().as_bytes());
             }
         } else if self.binary && rest == BINARY_TRAILER {
             self.trailer_seen = true;
         } else if !rest.is_empty() {
-            self.fingerprint.add_row_hash(blake3::keyed_hash(&self.key, rest).as_bytes());
+            self.fingerprint
+                .add_row_hash(blake3::keyed_hash(&self.key, rest).as_bytes());
         }
         self.row_start = self.buffer.len();
     }
@@ -232,7 +239,8 @@ impl RowHasher {
     }
 
     fn finish(self) -> Option<Fingerprint> {
-        let whole = !self.binary || (self.trailer_seen && self.header_left == 0 && !self.header_wrong);
+        let whole =
+            !self.binary || (self.trailer_seen && self.header_left == 0 && !self.header_wrong);
         (whole && self.long_row.is_none()).then_some(self.fingerprint)
     }
 }

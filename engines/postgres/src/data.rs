@@ -49,7 +49,10 @@ impl BackupData {
             what,
             remedy: "use the version of Fettler that made the backup, or a later one".to_owned(),
         };
-        let format = report.engine_data.get("format").and_then(serde_json::Value::as_u64);
+        let format = report
+            .engine_data
+            .get("format")
+            .and_then(serde_json::Value::as_u64);
         if format != Some(u64::from(DATA_FORMAT)) {
             return Err(unusable(format!(
                 "the backup's description of PostgreSQL data has the form {format:?}, and {DATA_FORMAT} is known"
@@ -153,7 +156,11 @@ impl TableData {
     }
 
     pub(crate) fn quoted_columns(&self) -> String {
-        let columns: Vec<String> = self.columns.iter().map(|name| names::quote_ident(name)).collect();
+        let columns: Vec<String> = self
+            .columns
+            .iter()
+            .map(|name| names::quote_ident(name))
+            .collect();
         columns.join(", ")
     }
 }

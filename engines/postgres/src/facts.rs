@@ -30,7 +30,9 @@ pub(crate) async fn facts(
 ) -> Result<Vec<ObjectFacts>, EngineError> {
     let data = BackupData::of(expected)?;
     let params = Params::of(copy)?;
-    context.progress.begin("compare", expected.identity.estimated_bytes, 0);
+    context
+        .progress
+        .begin("compare", expected.identity.estimated_bytes, 0);
     let mut session = connect(&params, &context.attempt.to_string()).await?;
     let server = ServerFacts::read(&mut session).await?;
     let kind = sandbox::kind_of(&mut session).await?;
@@ -43,11 +45,25 @@ pub(crate) async fn facts(
         Some(expected) => large_objects::Plan::like(&mut session, &server, expected).await?,
         None => large_objects::plan(&mut session, &server).await?,
     };
-    let findings = read(engine, context, &params, &mut session, &server, &data, &tables, large_objects.as_ref()).await?;
-    objects.extend(table_facts(&tables, &findings).into_iter().map(|facts| ObjectFacts {
-        independent_rows: None,
-        ..facts
-    }));
+    let findings = read(
+        engine,
+        context,
+        &params,
+        &mut session,
+        &server,
+        &data,
+        &tables,
+        large_objects.as_ref(),
+    )
+    .await?;
+    objects.extend(
+        table_facts(&tables, &findings)
+            .into_iter()
+            .map(|facts| ObjectFacts {
+                independent_rows: None,
+                ..facts
+            }),
+    );
     objects.extend(unreadable.iter().map(|table| ObjectFacts {
         kind: ObjectKind::Table,
         name: table.compared_as(),
@@ -58,7 +74,11 @@ pub(crate) async fn facts(
         format: None,
     }));
     for sequence in catalogue::sequences(&mut session, &relations).await? {
-        objects.push(valued(ObjectKind::Sequence, sequence.display(), Some(sequence.value())));
+        objects.push(valued(
+            ObjectKind::Sequence,
+            sequence.display(),
+            Some(sequence.value()),
+        ));
     }
     for view in catalogue::materialized_views(&relations) {
         objects.push(valued(
@@ -69,7 +89,8 @@ pub(crate) async fn facts(
     }
     if large_objects.is_some() || data.large_objects.is_some() {
         let list = large_objects::digest_list(context, &mut session).await?;
-        let mut facts = large_objects::facts(&list, findings.get(&None).copied().unwrap_or_default());
+        let mut facts =
+            large_objects::facts(&list, findings.get(&None).copied().unwrap_or_default());
         facts.independent_rows = None;
         // Owners and grants are not restored on a server that others use too.
         if kind == sandbox::Kind::Shared
@@ -83,8 +104,13 @@ pub(crate) async fn facts(
         }
         objects.push(facts);
     }
-    let definitions = definitions(engine, context, &params, &mut session, &server, &data, kind).await?;
-    objects.push(valued(ObjectKind::Schema, schema::OBJECT_NAME.to_owned(), Some(definitions)));
+    let definitions =
+        definitions(engine, context, &params, &mut session, &server, &data, kind).await?;
+    objects.push(valued(
+        ObjectKind::Schema,
+        schema::OBJECT_NAME.to_owned(),
+        Some(definitions),
+    ));
     session.close().await;
     Ok(objects)
 }
@@ -198,7 +224,11 @@ async fn definitions(
     invalid.retain(|name| !data.invalid_indexes.contains(name));
     let dump = engine
         .tools
-        .find("pg_dump", server.major().max(data.dump_major), data.dump_major)
+        .find(
+            "pg_dump",
+            server.major().max(data.dump_major),
+            data.dump_major,
+        )
         .await?;
     let how = Comparable {
         text: server.major() == data.server_major()

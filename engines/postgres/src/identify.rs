@@ -1,8 +1,6 @@
 //! Who a database is, and what its server allows: asked before any byte is read.
 
-use fettler_engine::{
-    BackupOptions, EngineError, Identity, PreflightItem, PreflightLevel, Target,
-};
+use fettler_engine::{BackupOptions, EngineError, Identity, PreflightItem, PreflightLevel, Target};
 use fettler_model::{DatabaseName, Engine};
 
 use crate::{
@@ -39,7 +37,10 @@ pub(crate) async fn identify(target: &Target) -> Result<Identity, EngineError> {
 }
 
 /// The same on a session.
-pub(crate) async fn identity(session: &mut Session, params: &Params) -> Result<Identity, EngineError> {
+pub(crate) async fn identity(
+    session: &mut Session,
+    params: &Params,
+) -> Result<Identity, EngineError> {
     let server = ServerFacts::read(session).await?;
     let row = session
         .one("SELECT oid, datname, pg_database_size(oid) FROM pg_catalog.pg_database WHERE datname = current_database()")
@@ -86,7 +87,9 @@ fn suggested_name(name: &str) -> DatabaseName {
         .take(63)
         .collect();
     if !text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
-        text = text.trim_start_matches(|first: char| !first.is_ascii_alphanumeric()).to_owned();
+        text = text
+            .trim_start_matches(|first: char| !first.is_ascii_alphanumeric())
+            .to_owned();
     }
     text.parse()
         .unwrap_or_else(|_| "postgres".parse().expect("this name is valid"))
@@ -133,9 +136,10 @@ impl MissingRights {
             }
             if !row.flag(4)? {
                 let kind = if row.text(2)? == "S" { "SEQUENCE " } else { "" };
-                missing
-                    .grants
-                    .push(format!("GRANT SELECT ON {kind}{} TO {role}", qualified(schema, name)));
+                missing.grants.push(format!(
+                    "GRANT SELECT ON {kind}{} TO {role}",
+                    qualified(schema, name)
+                ));
             }
             if row.flag(5)? {
                 missing.hidden_rows.push(display_name(schema, name));
@@ -164,7 +168,9 @@ impl MissingRights {
                     "row-level security hides rows of {} from the role {role}",
                     shortened(&self.hidden_rows, ", ")
                 ),
-                remedy: format!("ALTER ROLE {role} BYPASSRLS, or leave these tables out with --exclude"),
+                remedy: format!(
+                    "ALTER ROLE {role} BYPASSRLS, or leave these tables out with --exclude"
+                ),
             });
         }
         Ok(())
@@ -204,7 +210,10 @@ pub(crate) async fn preflight(
         say(
             "version",
             Stops,
-            format!("the server is PostgreSQL {}; {OLDEST_MAJOR} is the oldest that can be read", server.version_text),
+            format!(
+                "the server is PostgreSQL {}; {OLDEST_MAJOR} is the oldest that can be read",
+                server.version_text
+            ),
             "upgrade the server",
         );
     } else {
@@ -213,24 +222,52 @@ pub(crate) async fn preflight(
         } else {
             ""
         };
-        say("version", Fine, format!("PostgreSQL {}{how}", server.version_text), "");
+        say(
+            "version",
+            Fine,
+            format!("PostgreSQL {}{how}", server.version_text),
+            "",
+        );
     }
-    match engine.tools.find("pg_dump", server.major(), server.major()).await {
-        Ok(tool) => say("pg_dump", Fine, format!("{} ({})", tool.path.display(), tool.version), ""),
+    match engine
+        .tools
+        .find("pg_dump", server.major(), server.major())
+        .await
+    {
+        Ok(tool) => say(
+            "pg_dump",
+            Fine,
+            format!("{} ({})", tool.path.display(), tool.version),
+            "",
+        ),
         Err(EngineError::Missing { what, remedy, .. }) => say("pg_dump", Stops, what, &remedy),
         Err(error) => return Err(error),
     }
     let rights = MissingRights::look(&mut session).await?;
     match rights.check() {
-        Ok(()) => say("role", Fine, format!("{} may read every table", quote_ident(&params.user)), ""),
+        Ok(()) => say(
+            "role",
+            Fine,
+            format!("{} may read every table", quote_ident(&params.user)),
+            "",
+        ),
         Err(EngineError::Missing { what, remedy, code }) => {
-            let subject = if code == "row_security" { "row-level security" } else { "role" };
+            let subject = if code == "row_security" {
+                "row-level security"
+            } else {
+                "role"
+            };
             say(subject, Stops, what, &remedy);
         }
         Err(error) => return Err(error),
     }
     if can_read_passwords(&mut session).await? {
-        say("roles", Fine, "roles are kept with their passwords".to_owned(), "");
+        say(
+            "roles",
+            Fine,
+            "roles are kept with their passwords".to_owned(),
+            "",
+        );
     } else {
         say(
             "roles",
@@ -256,7 +293,10 @@ pub(crate) async fn preflight(
         say(
             "foreign tables",
             Missing,
-            format!("of {} only the definitions are kept: the rows lie elsewhere", shortened(&foreign, ", ")),
+            format!(
+                "of {} only the definitions are kept: the rows lie elsewhere",
+                shortened(&foreign, ", ")
+            ),
             "back the other database up too",
         );
     }
@@ -353,7 +393,11 @@ async fn large_values(
         ))
         .await
         .map_err(|error| error.doing("looking for large values"))?;
-    let excluded: Vec<_> = options.exclude.iter().map(|text| crate::names::Pattern::parse(text)).collect();
+    let excluded: Vec<_> = options
+        .exclude
+        .iter()
+        .map(|text| crate::names::Pattern::parse(text))
+        .collect();
     let mut large = Vec::new();
     for row in &rows {
         let (schema, name, toast) = (row.text(0)?, row.text(1)?, row.text(2)?);

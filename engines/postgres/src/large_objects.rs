@@ -178,9 +178,11 @@ pub(crate) async fn store_list(
         after = last.oid;
         let mut text = String::new();
         for object in &part {
-            text.push_str(&serde_json::to_string(object).map_err(|error| EngineError::Database {
-                what: format!("a large object's description cannot be written: {error}"),
-                transient: false,
+            text.push_str(&serde_json::to_string(object).map_err(|error| {
+                EngineError::Database {
+                    what: format!("a large object's description cannot be written: {error}"),
+                    transient: false,
+                }
             })?);
             text.push('\n');
         }
@@ -223,7 +225,10 @@ pub(crate) async fn digest_list(
     })
 }
 
-async fn part_of_list(session: &mut Session, after: u32) -> Result<Vec<LargeObjectFacts>, EngineError> {
+async fn part_of_list(
+    session: &mut Session,
+    after: u32,
+) -> Result<Vec<LargeObjectFacts>, EngineError> {
     let rows = session
         .query(&format!(
             "SELECT m.oid, pg_get_userbyid(m.lomowner), obj_description(m.oid, 'pg_largeobject'),

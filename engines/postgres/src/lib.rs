@@ -29,8 +29,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use fettler_engine::{
     Artefact, BackupOptions, BackupReport, DatabaseEngine, EngineContext, EngineError, Identity,
-    PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, StreamSink, StreamSource,
-    Target,
+    PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, StreamSink,
+    StreamSource, Target,
 };
 use fettler_model::{Engine, ObjectFacts};
 use params::Params;

@@ -141,7 +141,10 @@ mod tests {
         assert_eq!(quote_ident(r#"a"b"#), r#""a""b""#);
         assert_eq!(literal("it's"), "'it''s'");
         assert_eq!(literal(r"a\'b"), r"E'a\\''b'");
-        assert_eq!(display_name("public", "Order lines"), r#"public."Order lines""#);
+        assert_eq!(
+            display_name("public", "Order lines"),
+            r#"public."Order lines""#
+        );
     }
 
     #[test]

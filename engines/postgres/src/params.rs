@@ -69,7 +69,9 @@ pub(crate) struct Params {
 impl Params {
     /// Reads a target.
     pub(crate) fn of(target: &Target) -> Result<Self, EngineError> {
-        Self::read(target, &|name| env::var(name).ok().filter(|value| !value.is_empty()))
+        Self::read(target, &|name| {
+            env::var(name).ok().filter(|value| !value.is_empty())
+        })
     }
 
     fn read(target: &Target, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, EngineError> {
@@ -99,7 +101,10 @@ impl Params {
             .or_else(|| url.host_str().and_then(decoded))
             .or_else(|| env("PGHOST"));
         let hosts = match host_text {
-            Some(text) => text.split(',').map(|host| (host_of(host), default_port)).collect(),
+            Some(text) => text
+                .split(',')
+                .map(|host| (host_of(host), default_port))
+                .collect(),
             None => vec![(default_host(default_port), default_port)],
         };
         let user = query("user")
@@ -145,8 +150,12 @@ impl Params {
             password: target.password.clone(),
             ssl_mode,
             ssl_root_cert,
-            ssl_cert: query("sslcert").or_else(|| env("PGSSLCERT")).map(PathBuf::from),
-            ssl_key: query("sslkey").or_else(|| env("PGSSLKEY")).map(PathBuf::from),
+            ssl_cert: query("sslcert")
+                .or_else(|| env("PGSSLCERT"))
+                .map(PathBuf::from),
+            ssl_key: query("sslkey")
+                .or_else(|| env("PGSSLKEY"))
+                .map(PathBuf::from),
             options: query("options").or_else(|| env("PGOPTIONS")),
             connect_timeout,
             require_channel_binding: query("channel_binding").as_deref() == Some("require"),
@@ -200,7 +209,10 @@ impl Params {
 
     /// What `pg_dump` and its like find in their environment: all of the above, and nothing that this
     /// process happens to have there.
-    pub(crate) fn child_environment(&self, application_name: &str) -> Vec<(&'static str, Option<String>)> {
+    pub(crate) fn child_environment(
+        &self,
+        application_name: &str,
+    ) -> Vec<(&'static str, Option<String>)> {
         let (hosts, ports): (Vec<String>, Vec<String>) = self
             .hosts
             .iter()
@@ -230,13 +242,19 @@ impl Params {
             ("PGSSLKEY", path(&self.ssl_key)),
             ("PGOPTIONS", self.options.clone()),
             ("PGAPPNAME", Some(application_name.to_owned())),
-            ("PGCONNECT_TIMEOUT", Some(self.connect_timeout.as_secs().max(2).to_string())),
+            (
+                "PGCONNECT_TIMEOUT",
+                Some(self.connect_timeout.as_secs().max(2).to_string()),
+            ),
             ("PGCLIENTENCODING", None),
             ("PGHOSTADDR", None),
             ("PGSERVICE", None),
             ("PGSERVICEFILE", None),
             ("PGTARGETSESSIONATTRS", None),
-            ("PGCHANNELBINDING", self.require_channel_binding.then(|| "require".to_owned())),
+            (
+                "PGCHANNELBINDING",
+                self.require_channel_binding.then(|| "require".to_owned()),
+            ),
             ("PGDATESTYLE", None),
             ("PGTZ", None),
             ("LC_ALL", Some("C".to_owned())),
@@ -254,12 +272,21 @@ impl Params {
         let (host, port) = self.hosts.first()?;
         let host = match host {
             Host::Tcp(name) => name.clone(),
-            Host::Unix(folder) if SOCKET_FOLDERS.iter().any(|known| folder == Path::new(known)) => {
+            Host::Unix(folder)
+                if SOCKET_FOLDERS
+                    .iter()
+                    .any(|known| folder == Path::new(known)) =>
+            {
                 "localhost".to_owned()
             }
             Host::Unix(folder) => folder.display().to_string(),
         };
-        let wanted = [host, port.to_string(), self.database.clone(), self.user.clone()];
+        let wanted = [
+            host,
+            port.to_string(),
+            self.database.clone(),
+            self.user.clone(),
+        ];
         text.lines()
             .filter(|line| !line.starts_with('#'))
             .find_map(|line| password_of_line(line, &wanted))
@@ -294,7 +321,9 @@ fn host_of(text: &str) -> Host {
     if text.starts_with('/') {
         Host::Unix(PathBuf::from(text))
     } else {
-        let name = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        let name = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'));
         Host::Tcp(name.unwrap_or(text).to_owned())
     }
 }
@@ -343,7 +372,9 @@ mod tests {
     fn read(url: &str, env: &[(&str, &str)]) -> Params {
         let (url, password) = DatabaseUrl::parse_with_password(url).unwrap();
         Params::read(&Target { url, password }, &|name| {
-            env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            env.iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
         })
         .unwrap()
     }
@@ -355,10 +386,16 @@ mod tests {
             &[],
         );
         assert_eq!(params.hosts, [(Host::Tcp("db.example".into()), 6000)]);
-        assert_eq!((params.user.as_str(), params.database.as_str()), ("an n", "the/app"));
+        assert_eq!(
+            (params.user.as_str(), params.database.as_str()),
+            ("an n", "the/app")
+        );
         assert_eq!(params.password(), Some("s3"));
         assert_eq!(params.ssl_mode, SslMode::VerifyFull);
-        let socket = read("postgres://ann@%2Ftmp%2Fx/app?port=7", &[("PGPASSWORD", "p")]);
+        let socket = read(
+            "postgres://ann@%2Ftmp%2Fx/app?port=7",
+            &[("PGPASSWORD", "p")],
+        );
         assert_eq!(socket.hosts, [(Host::Unix("/tmp/x".into()), 7)]);
         assert_eq!(socket.password(), Some("p"));
         let socket = read("postgres:///app?host=/tmp/y&user=bob", &[]);
@@ -376,7 +413,11 @@ mod tests {
     fn a_password_file_is_read_as_libpq_reads_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pass");
-        fs::write(&path, "# x\nother:*:*:*:no\ndb:5432:app:an\\:n:se\\:cr:et\n").unwrap();
+        fs::write(
+            &path,
+            "# x\nother:*:*:*:no\ndb:5432:app:an\\:n:se\\:cr:et\n",
+        )
+        .unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let url = format!("postgres://an%3An@db/app?passfile={}", path.display());
         assert_eq!(read(&url, &[]).password(), Some("se:cr:et"));

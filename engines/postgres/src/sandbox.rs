@@ -40,7 +40,7 @@ use crate::{
     identify::VISITOR,
     names::{literal, quote_ident},
     params::{Host, Params},
-    restore::archive::{Archive, Section},
+    restore::archive::{Archive, Login, Section},
     wire::Session,
 };
 
@@ -117,11 +117,13 @@ pub(crate) enum Kind {
 
 /// Asks a session in what kind of sandbox it is.
 pub(crate) async fn kind_of(session: &mut Session) -> Result<Kind, EngineError> {
-    Ok(match catalogue::setting(session, SETTING).await?.as_deref() {
-        Some("private") => Kind::Private,
-        Some("shared") => Kind::Shared,
-        _ => Kind::None,
-    })
+    Ok(
+        match catalogue::setting(session, SETTING).await?.as_deref() {
+            Some("private") => Kind::Private,
+            Some("shared") => Kind::Shared,
+            _ => Kind::None,
+        },
+    )
 }
 
 /// What is recorded of a sandbox.
@@ -218,10 +220,11 @@ async fn open_private(
         percent_encoded(ROOT_ROLE),
         percent_encoded(&folder.display().to_string())
     );
-    let (url, _) = DatabaseUrl::parse_with_password(&url).map_err(|error| EngineError::Database {
-        what: format!("the sandbox's own URL: {error}"),
-        transient: false,
-    })?;
+    let (url, _) =
+        DatabaseUrl::parse_with_password(&url).map_err(|error| EngineError::Database {
+            what: format!("the sandbox's own URL: {error}"),
+            transient: false,
+        })?;
     Ok(Sandbox {
         target: Target {
             url,
@@ -234,7 +237,9 @@ async fn open_private(
 fn percent_encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                char::from(byte).to_string()
+            }
             other => format!("%{other:02X}"),
         })
         .collect()
@@ -246,7 +251,8 @@ fn run_as() -> Result<Option<(u32, u32)>, EngineError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let users = fs::read_to_string("/etc/passwd").map_err(|error| EngineError::local("reading /etc/passwd", error))?;
+    let users = fs::read_to_string("/etc/passwd")
+        .map_err(|error| EngineError::local("reading /etc/passwd", error))?;
     ["postgres", "nobody"]
         .iter()
         .find_map(|wanted| {
@@ -304,8 +310,9 @@ fn can_pass(folder: &Path, (user, group): (u32, u32)) -> bool {
 }
 
 fn free_bytes_of(folder: &Path) -> Result<u64, EngineError> {
-    let found = rustix::fs::statvfs(folder)
-        .map_err(|error| EngineError::local(format!("looking at {}", folder.display()), error.into()))?;
+    let found = rustix::fs::statvfs(folder).map_err(|error| {
+        EngineError::local(format!("looking at {}", folder.display()), error.into())
+    })?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
@@ -376,7 +383,10 @@ async fn start(
     let settings = data.join("postgresql.conf");
     let mut text = fs::read_to_string(&settings).map_err(failed("reading the settings in"))?;
     text.push_str(SERVER_SETTINGS);
-    text.push_str(&format!("unix_socket_directories = '{}'\n", folder.display()));
+    text.push_str(&format!(
+        "unix_socket_directories = '{}'\n",
+        folder.display()
+    ));
     fs::write(&settings, text).map_err(failed("writing the settings in"))?;
 
     context.fence.check().await?;
@@ -422,7 +432,10 @@ async fn start(
                 let log = fs::read_to_string(&log).unwrap_or_default();
                 let tail: Vec<&str> = log.lines().rev().take(5).collect();
                 return Err(EngineError::Database {
-                    what: format!("the sandbox's server did not start: {error}; its log ends: {}", tail.join(" | ")),
+                    what: format!(
+                        "the sandbox's server did not start: {error}; its log ends: {}",
+                        tail.join(" | ")
+                    ),
                     transient: true,
                 });
             }
@@ -451,9 +464,15 @@ fn started(id: i32) -> Option<u64> {
 }
 
 /// Removes what was made.
-pub(crate) async fn remove(artefact: &Artefact, server: Option<&Target>) -> Result<(), EngineError> {
+pub(crate) async fn remove(
+    artefact: &Artefact,
+    server: Option<&Target>,
+) -> Result<(), EngineError> {
     let made = Made::deserialize(&artefact.data).map_err(|error| EngineError::Unusable {
-        what: format!("the record of {} {:?} cannot be read: {error}", artefact.kind, artefact.name),
+        what: format!(
+            "the record of {} {:?} cannot be read: {error}",
+            artefact.kind, artefact.name
+        ),
         remedy: "remove it by hand".to_owned(),
     })?;
     match made {
@@ -508,9 +527,10 @@ async fn remove_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(),
         tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await
     };
     match removed {
-        Ok(Err(error)) if folder.exists() => {
-            Err(EngineError::local(format!("removing {}", folder.display()), error))
-        }
+        Ok(Err(error)) if folder.exists() => Err(EngineError::local(
+            format!("removing {}", folder.display()),
+            error,
+        )),
         _ => Ok(()),
     }
 }
@@ -553,11 +573,15 @@ async fn open_shared(
         .one("SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_catalog.pg_roles WHERE rolname = current_user")
         .await
         .map_err(|error| error.doing("looking at the role's rights"))?;
-    let (is_superuser, creates_databases, creates_roles) = (row.flag(0)?, row.flag(1)?, row.flag(2)?);
+    let (is_superuser, creates_databases, creates_roles) =
+        (row.flag(0)?, row.flag(1)?, row.flag(2)?);
     if !is_superuser && !creates_databases {
         return Err(EngineError::Missing {
             code: "permission",
-            what: format!("the role {} may not create a database for a proof", quote_ident(&params.user)),
+            what: format!(
+                "the role {} may not create a database for a proof",
+                quote_ident(&params.user)
+            ),
             remedy: format!("ALTER ROLE {} CREATEDB", quote_ident(&params.user)),
         });
     }
@@ -639,7 +663,8 @@ fn shared_target(
         what: format!("the sandbox's URL: {what}"),
         transient: false,
     };
-    let mut url = url::Url::parse(server.url.as_str()).map_err(|error| invalid(error.to_string()))?;
+    let mut url =
+        url::Url::parse(server.url.as_str()).map_err(|error| invalid(error.to_string()))?;
     let kept: Vec<(String, String)> = url
         .query_pairs()
         .filter(|(name, _)| !matches!(name.as_ref(), "options" | "user" | "dbname"))
@@ -652,9 +677,13 @@ fn shared_target(
         .append_pair("dbname", database)
         .append_pair(
             "options",
-            &format!("{} -c {SETTING}=shared", params.options.as_deref().unwrap_or_default()),
+            &format!(
+                "{} -c {SETTING}=shared",
+                params.options.as_deref().unwrap_or_default()
+            ),
         );
-    let (url, _) = DatabaseUrl::parse_with_password(url.as_str()).map_err(|error| invalid(error.to_string()))?;
+    let (url, _) = DatabaseUrl::parse_with_password(url.as_str())
+        .map_err(|error| invalid(error.to_string()))?;
     Ok(Target { url, password })
 }
 
@@ -666,7 +695,10 @@ async fn remove_database(
     let Some(server) = server else {
         return Err(EngineError::Missing {
             code: "sandbox",
-            what: format!("the server of the scratch database {} is not known", quote_ident(name)),
+            what: format!(
+                "the server of the scratch database {} is not known",
+                quote_ident(name)
+            ),
             remedy: "drop it by hand".to_owned(),
         });
     };
@@ -708,9 +740,15 @@ impl<'a> Guard<'a> {
             return Ok(());
         };
         let mut statements = vec![
-            format!("CREATE ROLE {} LOGIN NOSUPERUSER BYPASSRLS", quote_ident(WORK_ROLE)),
+            format!(
+                "CREATE ROLE {} LOGIN NOSUPERUSER BYPASSRLS",
+                quote_ident(WORK_ROLE)
+            ),
             // From version 17 on, an event trigger may fire at a login.
-            format!("ALTER ROLE {} SET event_triggers = off", quote_ident(ROOT_ROLE)),
+            format!(
+                "ALTER ROLE {} SET event_triggers = off",
+                quote_ident(ROOT_ROLE)
+            ),
         ];
         for role in roles {
             statements.push(format!("CREATE ROLE {}", quote_ident(&role.name)));
@@ -740,7 +778,12 @@ impl<'a> Guard<'a> {
     }
 
     async fn each_superuser(&self, session: &mut Session, what: &str) -> Result<(), EngineError> {
-        for role in self.roles.unwrap_or_default().iter().filter(|role| role.superuser) {
+        for role in self
+            .roles
+            .unwrap_or_default()
+            .iter()
+            .filter(|role| role.superuser)
+        {
             session
                 .execute(&format!("ALTER ROLE {} {what}", quote_ident(&role.name)))
                 .await
@@ -763,7 +806,11 @@ impl<'a> Guard<'a> {
     }
 
     /// Gives the marker to the role that copies rows.
-    pub(crate) async fn open_marker(&self, session: &mut Session, schema: &str) -> Result<(), EngineError> {
+    pub(crate) async fn open_marker(
+        &self,
+        session: &mut Session,
+        schema: &str,
+    ) -> Result<(), EngineError> {
         if self.roles.is_none() {
             return Ok(());
         }
@@ -788,7 +835,7 @@ impl<'a> Guard<'a> {
         archive: &Archive,
         chosen: Option<&[String]>,
         session: &mut Session,
-        params: &Params,
+        own: &Login,
         resumed: bool,
     ) -> Result<Vec<String>, EngineError> {
         let mut failed = Vec::new();
@@ -805,10 +852,18 @@ impl<'a> Guard<'a> {
                 .map_err(|error| EngineError::local(format!("writing {}", path.display()), error))
         };
         if self.roles.is_none() {
-            let path = chosen.map(|list| write("post-data.list", list)).transpose()?;
+            let path = chosen
+                .map(|list| write("post-data.list", list))
+                .transpose()?;
             keep(
                 archive
-                    .restore(context, params, Section::PostData, path.as_deref(), context.parallel)
+                    .restore(
+                        context,
+                        own,
+                        Section::PostData,
+                        path.as_deref(),
+                        context.parallel,
+                    )
                     .await?,
             );
             return Ok(failed);
@@ -819,16 +874,22 @@ impl<'a> Guard<'a> {
             Some(list) => list.to_vec(),
             None => archive.list(context, Some(Section::PostData)).await?,
         };
-        let (checks, list): (Vec<String>, Vec<String>) =
-            list.into_iter().partition(|line| entry_is(line, &["CHECK CONSTRAINT"]));
-        let (of_superusers, plain): (Vec<String>, Vec<String>) =
-            list.into_iter().partition(|line| entry_is(line, &["EVENT TRIGGER", "PUBLICATION"]));
+        let (checks, list): (Vec<String>, Vec<String>) = list
+            .into_iter()
+            .partition(|line| entry_is(line, &["CHECK CONSTRAINT"]));
+        let (of_superusers, plain): (Vec<String>, Vec<String>) = list
+            .into_iter()
+            .partition(|line| entry_is(line, &["EVENT TRIGGER", "PUBLICATION"]));
+        let without_rights = Login {
+            params: self.params(&own.params),
+            is_own: false,
+        };
         let steps = [
-            (plain, params.clone(), context.parallel, false),
-            (checks, self.params(params), 1, false),
-            (of_superusers, params.clone(), 1, true),
+            (plain, own.clone(), context.parallel, false),
+            (checks, without_rights, 1, false),
+            (of_superusers, own.clone(), 1, true),
         ];
-        for (number, (list, params, jobs, raised)) in steps.into_iter().enumerate() {
+        for (number, (list, login, jobs, raised)) in steps.into_iter().enumerate() {
             if list.is_empty() {
                 continue;
             }
@@ -837,7 +898,7 @@ impl<'a> Guard<'a> {
                 self.each_superuser(session, "SUPERUSER").await?;
             }
             let answer = archive
-                .restore(context, &params, Section::PostData, Some(&path), jobs)
+                .restore(context, &login, Section::PostData, Some(&path), jobs)
                 .await;
             if raised {
                 self.lower(session).await?;
@@ -855,7 +916,8 @@ fn entry_is(line: &str, kinds: &[&str]) -> bool {
     };
     let rest = rest.splitn(3, ' ').nth(2).unwrap_or_default();
     kinds.iter().any(|kind| {
-        rest.strip_prefix(kind).is_some_and(|rest| rest.starts_with(' '))
+        rest.strip_prefix(kind)
+            .is_some_and(|rest| rest.starts_with(' '))
             || rest.starts_with(&format!("COMMENT - {kind} "))
     })
 }
@@ -885,7 +947,9 @@ impl PostgresEngine {
                     session = Some(found);
                     break;
                 }
-                Err(EngineError::Missing { code: "database", .. }) => {}
+                Err(EngineError::Missing {
+                    code: "database", ..
+                }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -903,7 +967,11 @@ impl PostgresEngine {
         session.close().await;
         // A forwarded port leads to another machine, whose folder of this name is not here, or is another one.
         let is_this_one = process_of(&data).is_some();
-        Ok(if is_this_one { free_bytes_of(&data).ok() } else { None })
+        Ok(if is_this_one {
+            free_bytes_of(&data).ok()
+        } else {
+            None
+        })
     }
 }
 
@@ -915,15 +983,28 @@ mod tests {
     fn entries_are_told_apart_by_their_kind() {
         let event = "3210; 3466 16400 EVENT TRIGGER - guard postgres";
         assert!(entry_is(event, &["EVENT TRIGGER"]));
-        assert!(entry_is("5; 0 0 COMMENT - EVENT TRIGGER guard postgres", &["EVENT TRIGGER"]));
-        assert!(!entry_is("6; 2620 7 TRIGGER public t guard postgres", &["EVENT TRIGGER"]));
+        assert!(entry_is(
+            "5; 0 0 COMMENT - EVENT TRIGGER guard postgres",
+            &["EVENT TRIGGER"]
+        ));
+        assert!(!entry_is(
+            "6; 2620 7 TRIGGER public t guard postgres",
+            &["EVENT TRIGGER"]
+        ));
     }
 
     #[test]
     fn only_folders_of_sandboxes_are_removed() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         for folder in ["/", "/home", "pg-relative"] {
-            assert!(runtime.block_on(remove_server(Path::new(folder), None)).is_err());
+            assert!(
+                runtime
+                    .block_on(remove_server(Path::new(folder), None))
+                    .is_err()
+            );
         }
     }
 }

@@ -33,7 +33,10 @@ pub(crate) async fn definitions_of_archive(
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true);
     let mut entries = Entries::new(context.fingerprint_key);
-    let ended = tools::run(command, "pg_restore", &context.stop, &mut |line| entries.line(line)).await?;
+    let ended = tools::run(command, "pg_restore", &context.stop, &mut |line| {
+        entries.line(line)
+    })
+    .await?;
     if !ended.status.success() {
         return Err(ended.error("pg_restore"));
     }
@@ -104,9 +107,15 @@ impl Entries {
                 return;
             }
             if let Some(owner) = owner {
-                self.owners.entry(name.clone()).or_default().push(short(&owner));
+                self.owners
+                    .entry(name.clone())
+                    .or_default()
+                    .push(short(&owner));
             }
-            self.definitions.entry(name).or_default().push(short(&definition));
+            self.definitions
+                .entry(name)
+                .or_default()
+                .push(short(&definition));
         }
     }
 
@@ -163,7 +172,10 @@ pub(crate) async fn with_catalogue(
         .map_err(|error| error.doing("describing the definitions"))?;
     let mut objects: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for row in &rows {
-        objects.entry(row.string(0)?).or_default().push(row.text(1)?);
+        objects
+            .entry(row.string(0)?)
+            .or_default()
+            .push(row.text(1)?);
     }
     schema.catalogue = objects
         .into_iter()
@@ -228,7 +240,10 @@ pub(crate) fn value_of_copy(expected: &SchemaData, copy: &SchemaData, how: Compa
     }
     let mut text = differences[..differences.len().min(DIFFERENCES_NAMED)].join("; ");
     if differences.len() > DIFFERENCES_NAMED {
-        text.push_str(&format!("; and {} more", differences.len() - DIFFERENCES_NAMED));
+        text.push_str(&format!(
+            "; and {} more",
+            differences.len() - DIFFERENCES_NAMED
+        ));
     }
     text
 }
@@ -238,7 +253,8 @@ fn differences(
     copy: &BTreeMap<String, String>,
     grants: bool,
 ) -> Vec<String> {
-    let counts = |name: &str| grants || !(name.starts_with("ACL ") || name.starts_with("DEFAULT ACL "));
+    let counts =
+        |name: &str| grants || !(name.starts_with("ACL ") || name.starts_with("DEFAULT ACL "));
     let mut found = Vec::new();
     for (name, digest) in expected.iter().filter(|(name, _)| counts(name)) {
         match copy.get(name) {
@@ -257,7 +273,11 @@ fn differences(
 
 /// Everything that makes an object what it is, `name` and `line`.
 fn catalogue_query(server: &ServerFacts) -> String {
-    let generated = if server.major() >= 12 { "a.attgenerated" } else { "''" };
+    let generated = if server.major() >= 12 {
+        "a.attgenerated"
+    } else {
+        "''"
+    };
     let functions = if server.major() >= 11 {
         "UNION ALL SELECT format('function %I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
             concat_ws('|', p.prokind, p.provolatile, p.proisstrict, p.prosecdef, p.proparallel,
@@ -334,22 +354,40 @@ mod tests {
 
     #[test]
     fn the_order_of_objects_does_not_matter() {
-        assert_eq!(digest(&format!("{ONE}\n{TWO}")), digest(&format!("{TWO}\n{ONE}")));
+        assert_eq!(
+            digest(&format!("{ONE}\n{TWO}")),
+            digest(&format!("{TWO}\n{ONE}"))
+        );
     }
 
     #[test]
     fn a_difference_is_named() {
         let expected = digest(&format!("{ONE}\n{TWO}"));
         let changed = digest(&format!("{}\n{TWO}", ONE.replace("()", "(id int)")));
-        let whole = Comparable { text: true, owners: true };
-        assert_eq!(value_of_copy(&expected, &changed, whole), "TABLE public.a differs");
+        let whole = Comparable {
+            text: true,
+            owners: true,
+        };
+        assert_eq!(
+            value_of_copy(&expected, &changed, whole),
+            "TABLE public.a differs"
+        );
         assert_eq!(
             value_of_copy(&expected, &digest(TWO), whole),
             "TABLE public.a is missing; owner of TABLE public.a is missing"
         );
         let other_owner = digest(&format!("{}\n{TWO}", ONE.replace("TO ann", "TO bob")));
-        assert_eq!(value_of_copy(&expected, &other_owner, whole), "owner of TABLE public.a differs");
-        let without_owners = Comparable { text: true, owners: false };
-        assert_eq!(value_of_copy(&expected, &other_owner, without_owners), expected.digest);
+        assert_eq!(
+            value_of_copy(&expected, &other_owner, whole),
+            "owner of TABLE public.a differs"
+        );
+        let without_owners = Comparable {
+            text: true,
+            owners: false,
+        };
+        assert_eq!(
+            value_of_copy(&expected, &other_owner, without_owners),
+            expected.digest
+        );
     }
 }

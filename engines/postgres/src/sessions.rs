@@ -13,7 +13,10 @@ const END_WAIT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Ends the sessions of earlier attempts of this job, and waits until they are gone.
-pub(crate) async fn end_predecessors(params: &Params, context: &EngineContext) -> Result<(), EngineError> {
+pub(crate) async fn end_predecessors(
+    params: &Params,
+    context: &EngineContext,
+) -> Result<(), EngineError> {
     let mut session = connect(params, &context.attempt.to_string()).await?;
     end_predecessors_on(&mut session, context).await?;
     session.close().await;
@@ -37,7 +40,9 @@ pub(crate) async fn end_predecessors_on(
     let give_up = Instant::now() + END_WAIT;
     loop {
         let left = session
-            .query(&format!("SELECT pg_catalog.pg_terminate_backend(pid), {theirs}"))
+            .query(&format!(
+                "SELECT pg_catalog.pg_terminate_backend(pid), {theirs}"
+            ))
             .await
             .map_err(|error| error.doing("ending the sessions of an earlier attempt"))?
             .len();
@@ -69,7 +74,10 @@ pub(crate) async fn end_own_after_failure<T>(
     // Where nobody could log in, there is nobody to end.
     if matches!(
         answer,
-        Ok(_) | Err(EngineError::Unreachable { .. } | EngineError::LoginRefused { .. } | EngineError::Missing { .. })
+        Ok(_)
+            | Err(EngineError::Unreachable { .. }
+                | EngineError::LoginRefused { .. }
+                | EngineError::Missing { .. })
     ) {
         return;
     }

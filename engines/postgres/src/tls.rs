@@ -43,7 +43,11 @@ impl Shown {
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let certificate: &[u8] = shown.as_ref()?;
-        Some(digest::digest(signature_hash(certificate)?, certificate).as_ref().to_vec())
+        Some(
+            digest::digest(signature_hash(certificate)?, certificate)
+                .as_ref()
+                .to_vec(),
+        )
     }
 }
 
@@ -83,14 +87,18 @@ fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
         if digits.len() > 4 {
             return None;
         }
-        let length = digits.iter().fold(0, |length, digit| (length << 8) | usize::from(*digit));
+        let length = digits
+            .iter()
+            .fold(0, |length, digit| (length << 8) | usize::from(*digit));
         (length, rest)
     };
     rest.split_at_checked(length)
 }
 
 /// Makes the TLS half of a connection; nothing where TLS is not wanted.
-pub(crate) fn connector(params: &Params) -> Result<Option<(MakeRustlsConnect, Shown)>, EngineError> {
+pub(crate) fn connector(
+    params: &Params,
+) -> Result<Option<(MakeRustlsConnect, Shown)>, EngineError> {
     if params.ssl_mode == SslMode::Disable {
         return Ok(None);
     }
@@ -188,7 +196,8 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        *self.shown.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_entity.clone().into_owned());
+        *self.shown.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(end_entity.clone().into_owned());
         let Some(trust) = &self.trust else {
             return Ok(ServerCertVerified::assertion());
         };
@@ -221,7 +230,12 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -230,10 +244,17 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -103,7 +103,10 @@ impl Tools {
         preferred: u32,
     ) -> Result<Tool, EngineError> {
         let mut versions = self.versions(program).await;
-        if let Some(tool) = versions.remove(&preferred).filter(|tool| tool.major >= at_least) {
+        if let Some(tool) = versions
+            .remove(&preferred)
+            .filter(|tool| tool.major >= at_least)
+        {
             return Ok(tool);
         }
         let newest = versions.keys().next_back().copied();
@@ -137,7 +140,11 @@ async fn version_of(path: &Path) -> Option<Tool> {
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     // `pg_dump (PostgreSQL) 15.9 (Debian 15.9-0+deb12u1)`, `… 18beta1`
-    let version = text.split("(PostgreSQL) ").nth(1)?.split_whitespace().next()?;
+    let version = text
+        .split("(PostgreSQL) ")
+        .nth(1)?
+        .split_whitespace()
+        .next()?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     Some(Tool {
         path: path.to_owned(),

@@ -106,7 +106,9 @@ pub(crate) struct Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("server", &self.server).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
     }
 }
 
@@ -209,7 +211,8 @@ impl Session {
             if self.read.len() < HEADER_BYTES {
                 return Ok(CopyPiece::Wait);
             }
-            let length = u32::from_be_bytes([self.read[1], self.read[2], self.read[3], self.read[4]]);
+            let length =
+                u32::from_be_bytes([self.read[1], self.read[2], self.read[3], self.read[4]]);
             let body = (length as usize)
                 .checked_sub(4)
                 .ok_or_else(|| self.unexpected("a message of negative length"))?;
@@ -336,7 +339,8 @@ impl Session {
         if sql.contains('\0') {
             return Err(self.unexpected("a statement holds a NUL"));
         }
-        let length = u32::try_from(sql.len() + 5).map_err(|_| self.unexpected("a statement above 4 GB"))?;
+        let length =
+            u32::try_from(sql.len() + 5).map_err(|_| self.unexpected("a statement above 4 GB"))?;
         self.send.clear();
         self.send.extend_from_slice(b"Q");
         self.send.extend_from_slice(&length.to_be_bytes());
@@ -375,7 +379,8 @@ impl Session {
             self.fill().await?;
         }
         let tag = self.read[0];
-        let length = u32::from_be_bytes([self.read[1], self.read[2], self.read[3], self.read[4]]) as usize;
+        let length =
+            u32::from_be_bytes([self.read[1], self.read[2], self.read[3], self.read[4]]) as usize;
         if !(4..MESSAGE_LIMIT_BYTES).contains(&length) {
             return Err(self.unexpected(format!("a message of {length} bytes")));
         }
@@ -449,13 +454,22 @@ mod tests {
         let server = tokio::spawn(async move {
             let mut question = vec![0; 1 + 4 + "COPY x".len() + 1];
             theirs.read_exact(&mut question).await.unwrap();
-            theirs.write_all(&[b'H', 0, 0, 0, 7, 0, 0, 0]).await.unwrap();
+            theirs
+                .write_all(&[b'H', 0, 0, 0, 7, 0, 0, 0])
+                .await
+                .unwrap();
             for row in rows {
                 theirs.write_all(b"d").await.unwrap();
-                theirs.write_all(&u32::try_from(row + 4).unwrap().to_be_bytes()).await.unwrap();
+                theirs
+                    .write_all(&u32::try_from(row + 4).unwrap().to_be_bytes())
+                    .await
+                    .unwrap();
                 theirs.write_all(&vec![9; row]).await.unwrap();
             }
-            theirs.write_all(&[b'c', 0, 0, 0, 4, b'Z', 0, 0, 0, 5, b'I']).await.unwrap();
+            theirs
+                .write_all(&[b'c', 0, 0, 0, 4, b'Z', 0, 0, 0, 5, b'I'])
+                .await
+                .unwrap();
         });
         session.begin_copy_out("COPY x").await.unwrap();
         let mut seen = Vec::new();

@@ -42,8 +42,18 @@ pub(crate) struct Archive {
     pub(crate) tool: Tool,
     /// Options that hold for every run, such as `--no-owner`.
     pub(crate) options: Vec<String>,
-    /// Settings of the sessions, as `-c name=value`.
-    pub(crate) settings: String,
+    /// Settings of the sessions, as `name=value`.
+    pub(crate) settings: Vec<String>,
+    /// Those that only a superuser may make, where the role of the restore is one.
+    pub(crate) superuser_settings: Vec<String>,
+}
+
+/// How one run of `pg_restore` connects.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(crate) params: Params,
+    /// Whether the role is the restore's own, and not one with fewer rights.
+    pub(crate) is_own: bool,
 }
 
 impl Archive {
@@ -54,7 +64,10 @@ impl Archive {
         section: Option<Section>,
     ) -> Result<Vec<String>, EngineError> {
         let mut command = tokio::process::Command::new(&self.tool.path);
-        command.arg("--list").stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .arg("--list")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         if let Some(section) = section {
             command.arg(format!("--section={}", section.as_str()));
         }
@@ -76,19 +89,27 @@ impl Archive {
     pub(crate) async fn restore(
         &self,
         context: &EngineContext,
-        params: &Params,
+        login: &Login,
         section: Section,
         list: Option<&Path>,
         jobs: usize,
     ) -> Result<Failures, EngineError> {
-        let mut params = params.clone();
-        let given = params.options.take().unwrap_or_default();
-        params.options = Some(format!("{given} {}", self.settings).trim().to_owned());
+        let mut params = login.params.clone();
+        let mut options = params.options.take().unwrap_or_default();
+        let superuser_settings = self.superuser_settings.iter().filter(|_| login.is_own);
+        for setting in self.settings.iter().chain(superuser_settings) {
+            options.push_str(" -c ");
+            options.push_str(setting);
+        }
+        params.options = Some(options.trim().to_owned());
         let mut command = tools::connected(&self.tool.path, &params, &context.attempt.to_string());
         command
             .arg(format!("--section={}", section.as_str()))
             .arg("--no-password")
-            .arg(format!("--dbname={}", crate::backup::conninfo(&params.database)))
+            .arg(format!(
+                "--dbname={}",
+                crate::backup::conninfo(&params.database)
+            ))
             .args(&self.options);
         if let Some(list) = list {
             command.arg(format!("--use-list={}", list.display()));
@@ -121,8 +142,14 @@ impl Archive {
         // It ends with an error as soon as one statement failed; that is no reason to give up.
         if !status.success() && (failures.statements.is_empty() || failures.gave_up()) {
             return Err(EngineError::Database {
-                what: format!("pg_restore failed ({status}): {}", failures.other.join("; ")),
-                transient: failures.other.iter().any(|line| line.contains("connection")),
+                what: format!(
+                    "pg_restore failed ({status}): {}",
+                    failures.other.join("; ")
+                ),
+                transient: failures
+                    .other
+                    .iter()
+                    .any(|line| line.contains("connection")),
             });
         }
         Ok(failures)
@@ -166,7 +193,10 @@ impl Failure {
 
     /// Whether it is a setting that the program sends and an older server does not know.
     fn is_unknown_setting(&self) -> bool {
-        self.statement.starts_with("SET ") && self.message.starts_with("unrecognized configuration parameter")
+        self.statement.starts_with("SET ")
+            && self
+                .message
+                .starts_with("unrecognized configuration parameter")
     }
 }
 
@@ -203,14 +233,20 @@ impl Failures {
                 current.statement.push_str(line);
             }
         } else if line.starts_with("HINT:") {
-            current.message.push_str(&format!(" ({})", line.trim_start_matches("HINT:").trim()));
+            current
+                .message
+                .push_str(&format!(" ({})", line.trim_start_matches("HINT:").trim()));
         }
         // DETAIL lines may hold values of rows.
     }
 
     fn end(&mut self) {
         self.in_statement = false;
-        if let Some(failure) = self.current.take().filter(|failure| !failure.is_unknown_setting()) {
+        if let Some(failure) = self
+            .current
+            .take()
+            .filter(|failure| !failure.is_unknown_setting())
+        {
             self.count += 1;
             if self.statements.len() < FAILURES_KEPT {
                 self.statements.push(failure);
@@ -221,7 +257,9 @@ impl Failures {
     /// Whether the program stopped before its end.
     fn gave_up(&self) -> bool {
         self.other.iter().any(|line| {
-            line.contains("connection to server") || line.contains("lost") || line.contains("terminated")
+            line.contains("connection to server")
+                || line.contains("lost")
+                || line.contains("terminated")
         })
     }
 

@@ -37,7 +37,7 @@ use crate::{
     wire::Session,
 };
 
-use archive::{Archive, Section};
+use archive::{Archive, Login, Section};
 use place::{Content, MARKER_SCHEMA, Stage, advance};
 use rows::LargeObjects;
 use select::Selection;
@@ -78,31 +78,74 @@ pub(crate) async fn restore(
         path: context.scratch.join(SCHEMA_STREAM),
         tool,
         options: Vec::new(),
-        settings: String::new(),
+        settings: Vec::new(),
+        superuser_settings: Vec::new(),
     };
     fetch(context, backup, SCHEMA_STREAM, &archive.path).await?;
 
-    let selection =
-        Selection::of(context, &archive, backup, &data, options, &mut answer.warnings).await?;
+    let selection = Selection::of(
+        context,
+        &archive,
+        backup,
+        &data,
+        options,
+        &mut answer.warnings,
+    )
+    .await?;
     let part = selection.as_ref();
     let mut place = match part {
-        None => find_place(context, &params, &data, report, options, &mut answer.warnings).await?,
+        None => {
+            find_place(
+                context,
+                &params,
+                &data,
+                report,
+                options,
+                &mut answer.warnings,
+            )
+            .await?
+        }
         Some(part) => {
-            find_place_of_part(context, &params, &data, report, options, part, &mut answer.warnings).await?
+            find_place_of_part(
+                context,
+                &params,
+                &data,
+                report,
+                options,
+                part,
+                &mut answer.warnings,
+            )
+            .await?
         }
     };
     let server = ServerFacts::read(&mut place.session).await?;
     let kind = sandbox::kind_of(&mut place.session).await?;
-    prepare_archive(&mut archive, &mut place.session, &server, &data, kind, &mut answer.warnings).await?;
+    prepare_archive(
+        &mut archive,
+        &mut place.session,
+        &server,
+        &data,
+        kind,
+        &mut answer.warnings,
+    )
+    .await?;
     let guard = sandbox::Guard::new(kind, &data);
 
     if place.stage <= Stage::Made {
         guard.make_roles(&mut place.session).await?;
         advance(context, &mut place.session, Stage::Definitions, &[]).await?;
         context.progress.begin("definitions", 0, 0);
-        let list = part.map(|part| part.write_before(&context.scratch)).transpose()?;
+        let list = part
+            .map(|part| part.write_before(&context.scratch))
+            .transpose()?;
         let mut failures = archive
-            .restore(context, &place.params, Section::PreData, list.as_deref(), 1)
+            .restore(
+                context,
+                &own_login(&place),
+                Section::PreData,
+                list.as_deref(),
+                1,
+            )
             .await?;
         if part.is_some() {
             // The schemas and types that the part needs may be there already.
@@ -138,7 +181,9 @@ pub(crate) async fn restore(
         let sequences: Vec<&SequenceData> = data
             .sequences
             .iter()
-            .filter(|sequence| part.is_none_or(|part| part.has_name(&sequence.schema, &sequence.name)))
+            .filter(|sequence| {
+                part.is_none_or(|part| part.has_name(&sequence.schema, &sequence.name))
+            })
             .collect();
         let mut session = connect(&data_params, &context.attempt.to_string()).await?;
         failed.extend(rows::set_sequences(&mut session, &sequences).await?);
@@ -148,13 +193,14 @@ pub(crate) async fn restore(
     }
     if place.stage == Stage::Indexes {
         context.progress.begin("indexes", 0, 0);
+        let own = own_login(&place);
         let mut failed = guard
             .post_data(
                 context,
                 &archive,
                 part.map(|part| part.after.as_slice()),
                 &mut place.session,
-                &place.params,
+                &own,
                 place.resumed,
             )
             .await?;
@@ -163,7 +209,9 @@ pub(crate) async fn restore(
         let views: Vec<&MaterializedView> = data
             .views
             .iter()
-            .filter(|view| view.populated && part.is_none_or(|part| part.has_name(&view.schema, &view.name)))
+            .filter(|view| {
+                view.populated && part.is_none_or(|part| part.has_name(&view.schema, &view.name))
+            })
             .collect();
         failed.extend(refresh(context, &mut session, views).await?);
         let analyzed = part.map(Selection::analyzed).unwrap_or_default();
@@ -178,6 +226,14 @@ pub(crate) async fn restore(
     finish(context, &params, place, &guard, properties, &mut answer).await?;
     note_missing_roles(&mut answer);
     Ok(answer)
+}
+
+/// The restore's own role, for `pg_restore`.
+fn own_login(place: &Place) -> Login {
+    Login {
+        params: place.params.clone(),
+        is_own: true,
+    }
 }
 
 /// Writes a stream into a file.
@@ -213,7 +269,11 @@ async fn find_place(
     warnings: &mut Vec<Warning>,
 ) -> Result<Place, EngineError> {
     let name = context.attempt.to_string();
-    let beside_params = params.with_database(&place::name_beside(&params.database, "new", &context.attempt));
+    let beside_params = params.with_database(&place::name_beside(
+        &params.database,
+        "new",
+        &context.attempt,
+    ));
     let mut found = place::connect_if_there(params, &name).await?;
     if let Some(session) = &mut found {
         end_predecessors_on(session, context).await?;
@@ -233,13 +293,24 @@ async fn find_place(
                 if let Content::HalfRestored(marker) = place::examine(&mut session).await?
                     && is_ours(&marker)
                 {
-                    return resume(context, beside_params, Some(params.database.clone()), session, marker.stage).await;
+                    return resume(
+                        context,
+                        beside_params,
+                        Some(params.database.clone()),
+                        session,
+                        marker.stage,
+                    )
+                    .await;
                 }
             }
             make_place(context, params.clone(), None, data, report, warnings).await
         }
-        (None, _) | (Some(_), None) => make_place(context, params.clone(), None, data, report, warnings).await,
-        (Some(session), Some(Content::HalfRestored(marker))) if is_ours(&marker) && !options.start_again => {
+        (None, _) | (Some(_), None) => {
+            make_place(context, params.clone(), None, data, report, warnings).await
+        }
+        (Some(session), Some(Content::HalfRestored(marker)))
+            if is_ours(&marker) && !options.start_again =>
+        {
             resume(context, params.clone(), None, session, marker.stage).await
         }
         (Some(mut session), Some(Content::HalfRestored(marker)))
@@ -290,12 +361,27 @@ async fn find_place(
                     && is_ours(&marker)
                     && !options.start_again
                 {
-                    return resume(context, beside_params, Some(params.database.clone()), session, marker.stage).await;
+                    return resume(
+                        context,
+                        beside_params,
+                        Some(params.database.clone()),
+                        session,
+                        marker.stage,
+                    )
+                    .await;
                 }
                 session.close().await;
                 drop_database(context, &beside_params).await?;
             }
-            make_place(context, beside_params, Some(params.database.clone()), data, report, warnings).await
+            make_place(
+                context,
+                beside_params,
+                Some(params.database.clone()),
+                data,
+                report,
+                warnings,
+            )
+            .await
         }
     }
 }
@@ -310,7 +396,8 @@ async fn find_place_of_part(
     part: &Selection,
     warnings: &mut Vec<Warning>,
 ) -> Result<Place, EngineError> {
-    let Some(mut session) = place::connect_if_there(params, &context.attempt.to_string()).await? else {
+    let Some(mut session) = place::connect_if_there(params, &context.attempt.to_string()).await?
+    else {
         return make_place(context, params.clone(), None, data, report, warnings).await;
     };
     end_predecessors_on(&mut session, context).await?;
@@ -379,11 +466,17 @@ async fn drop_database(context: &EngineContext, params: &Params) -> Result<(), E
     Ok(())
 }
 
-pub(crate) async fn drop_database_on(beside: &mut Session, database: &str) -> Result<(), EngineError> {
+pub(crate) async fn drop_database_on(
+    beside: &mut Session,
+    database: &str,
+) -> Result<(), EngineError> {
     let doing = format!("dropping the database {}", quote_ident(database));
     end_sessions_of(beside, database).await?;
     beside
-        .execute(&format!("DROP DATABASE IF EXISTS {}", quote_ident(database)))
+        .execute(&format!(
+            "DROP DATABASE IF EXISTS {}",
+            quote_ident(database)
+        ))
         .await
         .map_err(|error| error.doing(&doing))
 }
@@ -406,7 +499,10 @@ async fn end_sessions_of(beside: &mut Session, database: &str) -> Result<(), Eng
         tokio::time::sleep(std::time::Duration::from_millis(25)).await;
     }
     Err(EngineError::Busy {
-        what: format!("others keep connecting to the database {}", quote_ident(database)),
+        what: format!(
+            "others keep connecting to the database {}",
+            quote_ident(database)
+        ),
         wait: std::time::Duration::from_secs(60),
     })
 }
@@ -424,7 +520,9 @@ async fn make_place(
     let mut beside = place::connect_beside(&params, &name).await?;
     let kind = sandbox::kind_of(&mut beside).await?;
     // In a sandbox the roles come first, so that there is an owner to give the database to.
-    sandbox::Guard::new(kind, data).make_roles(&mut beside).await?;
+    sandbox::Guard::new(kind, data)
+        .make_roles(&mut beside)
+        .await?;
     let give_owner = kind != sandbox::Kind::Shared;
     place::create(&mut beside, &params.database, data, give_owner, warnings).await?;
     beside.close().await;
@@ -513,27 +611,27 @@ async fn prepare_archive(
         .await
         .map_err(|error| error.doing(doing))?
         .get(0)?;
-    let mut settings = vec![
+    archive.settings = vec![
         "synchronous_commit=off".to_owned(),
         format!("maintenance_work_mem={}kB", memory / 1024),
         "client_min_messages=warning".to_owned(),
     ];
     if server.is_superuser {
         // Complaints are read by their English words; and the event triggers that an earlier attempt made stay quiet.
-        settings.extend(["lc_messages=C", "session_replication_role=replica"].map(str::to_owned));
+        archive.superuser_settings = ["lc_messages=C", "session_replication_role=replica"]
+            .map(str::to_owned)
+            .to_vec();
     }
-    archive.settings = settings
-        .iter()
-        .map(|setting| format!("-c {setting}"))
-        .collect::<Vec<_>>()
-        .join(" ");
     Ok(())
 }
 
 /// Keeps the event triggers that were just restored from firing at what the restore itself still does: they
 /// might refuse it, or write into tables. Only a superuser may; others hear from the trigger.
 async fn keep_triggers_quiet(session: &mut Session) -> Result<(), EngineError> {
-    match session.execute("SET session_replication_role = replica").await {
+    match session
+        .execute("SET session_replication_role = replica")
+        .await
+    {
         Err(error) if error.code() != Some("42501") => Err(error.doing("preparing a session")),
         _ => Ok(()),
     }
@@ -555,7 +653,10 @@ async fn refresh(
         for view in &left {
             let name = display_name(&view.schema, &view.name);
             context.progress.item(&name);
-            let sql = format!("REFRESH MATERIALIZED VIEW {}", qualified(&view.schema, &view.name));
+            let sql = format!(
+                "REFRESH MATERIALIZED VIEW {}",
+                qualified(&view.schema, &view.name)
+            );
             let step = session.execute(&sql);
             match context.stop.run_until_cancelled(step).await {
                 None => return Err(EngineError::Stopped),
@@ -581,7 +682,10 @@ async fn analyze(
     tables: &[String],
 ) -> Result<(), EngineError> {
     context.progress.item("statistics");
-    let sql = format!("SET client_min_messages = error; ANALYZE {}", tables.join(", "));
+    let sql = format!(
+        "SET client_min_messages = error; ANALYZE {}",
+        tables.join(", ")
+    );
     let step = session.execute(&sql);
     match context.stop.run_until_cancelled(step).await {
         None => Err(EngineError::Stopped),
@@ -626,7 +730,10 @@ async fn finish(
         let aside = place::name_beside(old, "old", &context.attempt);
         let doing = "putting the restored database in the place of the old one";
         let there = beside
-            .query(&format!("SELECT 1 FROM pg_database WHERE datname = {}", literal(old)))
+            .query(&format!(
+                "SELECT 1 FROM pg_database WHERE datname = {}",
+                literal(old)
+            ))
             .await
             .map_err(|error| error.doing(doing))?;
         if !there.is_empty() {
@@ -642,7 +749,9 @@ async fn finish(
     let mut session = connect(&guard.params(&place.params), &name).await?;
     keep_triggers_quiet(&mut session).await?;
     session
-        .execute(&format!("SET client_min_messages = error; DROP SCHEMA {MARKER_SCHEMA} CASCADE"))
+        .execute(&format!(
+            "SET client_min_messages = error; DROP SCHEMA {MARKER_SCHEMA} CASCADE"
+        ))
         .await
         .map_err(|error| error.doing("removing the marker of the restore"))?;
     session.close().await;
@@ -669,7 +778,8 @@ fn note_missing_roles(answer: &mut RestoreReport) {
         .iter()
         .filter_map(|failed| {
             let rest = failed.strip_prefix("role \"")?;
-            rest.split_once("\" does not exist").map(|(role, _)| role.to_owned())
+            rest.split_once("\" does not exist")
+                .map(|(role, _)| role.to_owned())
         })
         .collect();
     missing.sort_unstable();

@@ -52,9 +52,15 @@ impl Stage {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Made, Self::Definitions, Self::Rows, Self::Indexes, Self::Finish]
-            .into_iter()
-            .find(|stage| stage.as_str() == text)
+        [
+            Self::Made,
+            Self::Definitions,
+            Self::Rows,
+            Self::Indexes,
+            Self::Finish,
+        ]
+        .into_iter()
+        .find(|stage| stage.as_str() == text)
     }
 }
 
@@ -81,7 +87,9 @@ pub(crate) async fn connect_if_there(
 ) -> Result<Option<Session>, EngineError> {
     match connect(params, application_name).await {
         Ok(session) => Ok(Some(session)),
-        Err(EngineError::Missing { code: "database", .. }) => Ok(None),
+        Err(EngineError::Missing {
+            code: "database", ..
+        }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -91,7 +99,10 @@ pub(crate) async fn connect_beside(
     params: &Params,
     application_name: &str,
 ) -> Result<Session, EngineError> {
-    for database in MAINTENANCE_DATABASES.iter().filter(|name| **name != params.database) {
+    for database in MAINTENANCE_DATABASES
+        .iter()
+        .filter(|name| **name != params.database)
+    {
         if let Some(session) =
             connect_if_there(&params.with_database(database), application_name).await?
         {
@@ -114,13 +125,17 @@ pub(crate) async fn connect_beside(
 pub(crate) async fn examine(session: &mut Session) -> Result<Content, EngineError> {
     let doing = "looking at what is in the database";
     let marked = session
-        .one(&format!("SELECT to_regclass('{MARKER_SCHEMA}.attempt') IS NOT NULL"))
+        .one(&format!(
+            "SELECT to_regclass('{MARKER_SCHEMA}.attempt') IS NOT NULL"
+        ))
         .await
         .map_err(|error| error.doing(doing))?
         .flag(0)?;
     if marked {
         let rows = session
-            .query(&format!("SELECT job, backup, stage FROM {MARKER_SCHEMA}.attempt"))
+            .query(&format!(
+                "SELECT job, backup, stage FROM {MARKER_SCHEMA}.attempt"
+            ))
             .await
             .map_err(|error| error.doing(doing))?;
         if let Some(row) = rows.first() {
@@ -149,9 +164,15 @@ pub(crate) async fn examine(session: &mut Session) -> Result<Content, EngineErro
         .await
         .map_err(|error| error.doing(doing))?;
     let mut found = Vec::new();
-    for (at, what) in ["tables and views", "functions", "types", "schemas", "large objects"]
-        .into_iter()
-        .enumerate()
+    for (at, what) in [
+        "tables and views",
+        "functions",
+        "types",
+        "schemas",
+        "large objects",
+    ]
+    .into_iter()
+    .enumerate()
     {
         let count: u64 = row.get(at)?;
         if count > 0 {
@@ -191,7 +212,12 @@ pub(crate) async fn create(
     match beside.execute(&exact).await {
         Ok(()) => {}
         // 42704, 22023, 0A000, 42602: the locale, or its provider, is unknown there.
-        Err(error) if matches!(error.code(), Some("42704" | "22023" | "0A000" | "42602" | "42809")) => {
+        Err(error)
+            if matches!(
+                error.code(),
+                Some("42704" | "22023" | "0A000" | "42602" | "42809")
+            ) =>
+        {
             warnings.push(Warning {
                 code: "postgres.locale".to_owned(),
                 message: format!(
@@ -205,7 +231,10 @@ pub(crate) async fn create(
             if let Err(error) = beside.execute(&plain).await {
                 let c_locale = plain.replace("'C.UTF-8'", "'C'");
                 tracing::debug!(%error, "C.UTF-8 is not there either");
-                beside.execute(&c_locale).await.map_err(|error| error.doing(&doing))?;
+                beside
+                    .execute(&c_locale)
+                    .await
+                    .map_err(|error| error.doing(&doing))?;
             }
         }
         Err(error) => return Err(error.doing(&doing)),
@@ -242,17 +271,27 @@ fn create_sql(name: &str, source: &DatabaseData, server: &ServerFacts, exact: bo
     } else {
         ("C", "C")
     };
-    sql.push_str(&format!(" LC_COLLATE {} LC_CTYPE {}", literal(collate), literal(ctype)));
+    sql.push_str(&format!(
+        " LC_COLLATE {} LC_CTYPE {}",
+        literal(collate),
+        literal(ctype)
+    ));
     if server.major() >= 15 {
         match (source.provider.as_str(), &source.locale) {
             ("i", Some(locale)) if exact => {
-                sql.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(locale)));
+                sql.push_str(&format!(
+                    " LOCALE_PROVIDER icu ICU_LOCALE {}",
+                    literal(locale)
+                ));
                 if let Some(rules) = source.icu_rules.as_ref().filter(|_| server.major() >= 16) {
                     sql.push_str(&format!(" ICU_RULES {}", literal(rules)));
                 }
             }
             ("b", Some(locale)) if exact => {
-                sql.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(locale)));
+                sql.push_str(&format!(
+                    " LOCALE_PROVIDER builtin BUILTIN_LOCALE {}",
+                    literal(locale)
+                ));
             }
             _ => sql.push_str(" LOCALE_PROVIDER libc"),
         }
@@ -286,7 +325,10 @@ pub(crate) async fn mark(
 }
 
 /// Takes a half-done restore over from an earlier attempt.
-pub(crate) async fn take_over(session: &mut Session, attempt: &AttemptName) -> Result<(), EngineError> {
+pub(crate) async fn take_over(
+    session: &mut Session,
+    attempt: &AttemptName,
+) -> Result<(), EngineError> {
     let token = attempt.token.value();
     let taken = session
         .query(&format!(
@@ -403,7 +445,10 @@ pub(crate) async fn give_properties(
     let database = quote_ident(name);
     let mut statements = Vec::new();
     if let Some(comment) = &source.comment {
-        statements.push(format!("COMMENT ON DATABASE {database} IS {}", literal(comment)));
+        statements.push(format!(
+            "COMMENT ON DATABASE {database} IS {}",
+            literal(comment)
+        ));
     }
     if source.connection_limit >= 0 {
         statements.push(format!(
@@ -412,7 +457,10 @@ pub(crate) async fn give_properties(
         ));
     }
     for setting in &source.settings {
-        let (name, value) = (quote_setting(&setting.name), setting_value(&setting.name, &setting.value));
+        let (name, value) = (
+            quote_setting(&setting.name),
+            setting_value(&setting.name, &setting.value),
+        );
         statements.push(match &setting.role {
             None => format!("ALTER DATABASE {database} SET {name} TO {value}"),
             Some(role) => format!(
@@ -423,8 +471,15 @@ pub(crate) async fn give_properties(
     }
     if let Some(grants) = &source.grants {
         // The owner's own as well, so that all stand in the order in which they stood.
-        statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC, {}", quote_ident(&source.owner)));
-        statements.extend(grants.iter().map(|grant| grant_sql(grant, &format!("DATABASE {database}"))));
+        statements.push(format!(
+            "REVOKE ALL ON DATABASE {database} FROM PUBLIC, {}",
+            quote_ident(&source.owner)
+        ));
+        statements.extend(
+            grants
+                .iter()
+                .map(|grant| grant_sql(grant, &format!("DATABASE {database}"))),
+        );
     }
     let mut failed = Vec::new();
     for statement in statements {
@@ -440,8 +495,15 @@ pub(crate) fn grant_sql(grant: &GrantData, on: &str) -> String {
     format!(
         "GRANT {} ON {on} TO {}{}",
         grant.privilege,
-        grant.grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), quote_ident),
-        if grant.with_grant_option { " WITH GRANT OPTION" } else { "" }
+        grant
+            .grantee
+            .as_deref()
+            .map_or_else(|| "PUBLIC".to_owned(), quote_ident),
+        if grant.with_grant_option {
+            " WITH GRANT OPTION"
+        } else {
+            ""
+        }
     )
 }
 
@@ -504,7 +566,10 @@ mod tests {
 
     #[test]
     fn lists_keep_their_parts() {
-        assert_eq!(setting_value("search_path", r#""$user", public, "a ""b""#), "'$user', 'public', 'a \"b'");
+        assert_eq!(
+            setting_value("search_path", r#""$user", public, "a ""b""#),
+            "'$user', 'public', 'a \"b'"
+        );
         assert_eq!(setting_value("work_mem", "4MB"), "'4MB'");
         assert_eq!(quote_setting("app.user id"), r#""app"."user id""#);
     }

@@ -205,7 +205,10 @@ async fn worker(
 ) -> Result<(), EngineError> {
     loop {
         context.check_stop()?;
-        let next = left.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = left
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
         let Some(load) = next else {
             break;
         };
@@ -258,7 +261,10 @@ async fn load_one(
             "COPY fettler_pages (object, page, data) FROM STDIN (FORMAT binary)".to_owned(),
         ),
     };
-    session.execute(&begin).await.map_err(|error| error.doing(&doing))?;
+    session
+        .execute(&begin)
+        .await
+        .map_err(|error| error.doing(&doing))?;
     let reader = backup.read(&load.stream).await?;
     let rows = copy_in(context, session, &copy, reader, &doing).await?;
     if let LoadKind::Pages(page_bytes) = load.kind {
@@ -278,7 +284,10 @@ async fn load_one(
         return Err(place::superseded());
     }
     context.fence.check().await?;
-    session.execute("COMMIT").await.map_err(|error| error.doing(&doing))?;
+    session
+        .execute("COMMIT")
+        .await
+        .map_err(|error| error.doing(&doing))?;
     Ok(rows)
 }
 
@@ -292,26 +301,40 @@ async fn copy_in(
 ) -> Result<u64, EngineError> {
     let mut lent = session.lend();
     let (copy, doing_there) = (copy.to_owned(), doing.to_owned());
-    let (stop, progress) = (context.stop.clone(), std::sync::Arc::clone(&context.progress));
+    let (stop, progress) = (
+        context.stop.clone(),
+        std::sync::Arc::clone(&context.progress),
+    );
     let sending = AbortOnDropHandle::new(tokio::spawn(async move {
         let mut reader = reader;
         let work = async {
-            lent.begin_copy_in(&copy).await.map_err(|error| error.doing(&doing_there))?;
+            lent.begin_copy_in(&copy)
+                .await
+                .map_err(|error| error.doing(&doing_there))?;
             while let Some(piece) = reader.next().await {
                 match piece {
                     Ok(bytes) => {
-                        lent.copy_in(&bytes).await.map_err(|error| error.doing(&doing_there))?;
+                        lent.copy_in(&bytes)
+                            .await
+                            .map_err(|error| error.doing(&doing_there))?;
                         progress.add(bytes.len() as u64, 0);
                     }
                     Err(error) => {
-                        lent.abandon_copy_in().await.map_err(|error| error.doing(&doing_there))?;
+                        lent.abandon_copy_in()
+                            .await
+                            .map_err(|error| error.doing(&doing_there))?;
                         return Err(error);
                     }
                 }
             }
-            lent.end_copy_in().await.map_err(|error| error.doing(&doing_there))
+            lent.end_copy_in()
+                .await
+                .map_err(|error| error.doing(&doing_there))
         };
-        let rows = stop.run_until_cancelled(work).await.unwrap_or(Err(EngineError::Stopped));
+        let rows = stop
+            .run_until_cancelled(work)
+            .await
+            .unwrap_or(Err(EngineError::Stopped));
         (lent, rows)
     }));
     let (lent, rows) = sending.await.map_err(|error| EngineError::Database {
@@ -340,16 +363,33 @@ async fn make_large_objects(
         let piece = reader.next().await.transpose()?;
         let at_end = piece.is_none();
         text.extend_from_slice(piece.as_deref().unwrap_or_default());
-        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            batch.push(serde_json::from_slice::<LargeObjectFacts>(line).map_err(|error| {
-                EngineError::Unusable {
-                    what: format!("the list of large objects cannot be read: {error}"),
-                    remedy: "verify the backup".to_owned(),
-                }
-            })?);
+        let whole = text
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        for line in text[..whole]
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            batch.push(
+                serde_json::from_slice::<LargeObjectFacts>(line).map_err(|error| {
+                    EngineError::Unusable {
+                        what: format!("the list of large objects cannot be read: {error}"),
+                        remedy: "verify the backup".to_owned(),
+                    }
+                })?,
+            );
             if batch.len() == OBJECTS_A_TRANSACTION {
-                make_some(context, session, &batch, &format!("{LARGE_OBJECTS_STREAM}#{number}"), done, written, with_owners).await?;
+                make_some(
+                    context,
+                    session,
+                    &batch,
+                    &format!("{LARGE_OBJECTS_STREAM}#{number}"),
+                    done,
+                    written,
+                    with_owners,
+                )
+                .await?;
                 number += 1;
                 batch.clear();
             }
@@ -359,7 +399,16 @@ async fn make_large_objects(
             break;
         }
     }
-    make_some(context, session, &batch, &format!("{LARGE_OBJECTS_STREAM}#{number}"), done, written, with_owners).await
+    make_some(
+        context,
+        session,
+        &batch,
+        &format!("{LARGE_OBJECTS_STREAM}#{number}"),
+        done,
+        written,
+        with_owners,
+    )
+    .await
 }
 
 async fn make_some(
@@ -381,21 +430,33 @@ async fn make_some(
         sql.push_str(&format!("SELECT pg_catalog.lo_create({});", object.oid));
     }
     sql.push_str(&note_sql(context, item, "0"));
-    session.execute(&sql).await.map_err(|error| error.doing(doing))?;
+    session
+        .execute(&sql)
+        .await
+        .map_err(|error| error.doing(doing))?;
     context.fence.check().await?;
-    session.execute("COMMIT").await.map_err(|error| error.doing(doing))?;
+    session
+        .execute("COMMIT")
+        .await
+        .map_err(|error| error.doing(doing))?;
     // Each by itself: a role that is missing here must not cost the object. All of it may be repeated.
     for object in objects {
         let on = format!("LARGE OBJECT {}", object.oid);
         let mut statements = Vec::new();
         if with_owners {
-            statements.push(format!("ALTER {on} OWNER TO {}", quote_ident(&object.owner)));
+            statements.push(format!(
+                "ALTER {on} OWNER TO {}",
+                quote_ident(&object.owner)
+            ));
         }
         if let Some(comment) = &object.comment {
             statements.push(format!("COMMENT ON {on} IS {}", literal(comment)));
         }
         if let Some(grants) = object.grants.as_ref().filter(|_| with_owners) {
-            statements.push(format!("REVOKE ALL ON {on} FROM {}", quote_ident(&object.owner)));
+            statements.push(format!(
+                "REVOKE ALL ON {on} FROM {}",
+                quote_ident(&object.owner)
+            ));
             statements.extend(grants.iter().map(|grant| grant_sql(grant, &on)));
         }
         for statement in statements {

@@ -29,14 +29,46 @@ const PG_CONSTRAINT: u32 = 2606;
 const PARTS: [u32; 7] = [PG_CLASS, 2604, PG_CONSTRAINT, 2620, 2618, 3256, 3381];
 /// Kinds of entries, longer ones before those that they begin with.
 const KINDS: [&str; 31] = [
-    "TABLE ATTACH", "TABLE DATA", "TABLE", "MATERIALIZED VIEW DATA", "MATERIALIZED VIEW", "FOREIGN TABLE", "VIEW",
-    "SEQUENCE OWNED BY", "SEQUENCE SET", "SEQUENCE", "INDEX ATTACH", "INDEX", "FK CONSTRAINT",
-    "CHECK CONSTRAINT", "CONSTRAINT", "EVENT TRIGGER", "TRIGGER", "RULE", "POLICY", "ROW SECURITY",
-    "DEFAULT ACL", "DEFAULT", "COMMENT", "ACL", "SECURITY LABEL", "TYPE", "DOMAIN", "SCHEMA",
-    "EXTENSION", "STATISTICS", "FUNCTION",
+    "TABLE ATTACH",
+    "TABLE DATA",
+    "TABLE",
+    "MATERIALIZED VIEW DATA",
+    "MATERIALIZED VIEW",
+    "FOREIGN TABLE",
+    "VIEW",
+    "SEQUENCE OWNED BY",
+    "SEQUENCE SET",
+    "SEQUENCE",
+    "INDEX ATTACH",
+    "INDEX",
+    "FK CONSTRAINT",
+    "CHECK CONSTRAINT",
+    "CONSTRAINT",
+    "EVENT TRIGGER",
+    "TRIGGER",
+    "RULE",
+    "POLICY",
+    "ROW SECURITY",
+    "DEFAULT ACL",
+    "DEFAULT",
+    "COMMENT",
+    "ACL",
+    "SECURITY LABEL",
+    "TYPE",
+    "DOMAIN",
+    "SCHEMA",
+    "EXTENSION",
+    "STATISTICS",
+    "FUNCTION",
 ];
 /// Kinds that can be asked for by name.
-const RELATIONS: [&str; 5] = ["TABLE", "MATERIALIZED VIEW", "FOREIGN TABLE", "VIEW", "SEQUENCE"];
+const RELATIONS: [&str; 5] = [
+    "TABLE",
+    "MATERIALIZED VIEW",
+    "FOREIGN TABLE",
+    "VIEW",
+    "SEQUENCE",
+];
 
 /// An object by its catalogue and its number.
 type Object = (u32, u32);
@@ -59,7 +91,10 @@ impl Entry {
         let rest = words.next()?;
         let kind = KINDS
             .iter()
-            .find(|kind| rest.strip_prefix(**kind).is_some_and(|rest| rest.starts_with(' ')))
+            .find(|kind| {
+                rest.strip_prefix(**kind)
+                    .is_some_and(|rest| rest.starts_with(' '))
+            })
             .copied()
             .unwrap_or("");
         let rest = rest[kind.len()..].trim_start();
@@ -104,7 +139,11 @@ impl Selection {
         if options.only.is_empty() {
             return Ok(None);
         }
-        let patterns: Vec<Pattern> = options.only.iter().map(|text| Pattern::parse(text)).collect();
+        let patterns: Vec<Pattern> = options
+            .only
+            .iter()
+            .map(|text| Pattern::parse(text))
+            .collect();
         let parse = |lines: Vec<String>| -> Vec<Entry> {
             lines.iter().filter_map(|line| Entry::parse(line)).collect()
         };
@@ -112,20 +151,30 @@ impl Selection {
         let after = parse(archive.list(context, Some(Section::PostData)).await?);
         let needs = Needs::read(backup).await?;
         for pattern in &patterns {
-            let fits = |entry: &Entry| entry.is_relation() && pattern.matches(&entry.schema, &entry.name);
+            let fits =
+                |entry: &Entry| entry.is_relation() && pattern.matches(&entry.schema, &entry.name);
             if !before.iter().any(fits) {
                 return Err(EngineError::Missing {
                     code: "object",
-                    what: format!("the backup holds no table, view or sequence that fits {:?}", pattern.as_str()),
-                    remedy: "name it as schema.table; `fettler show` lists what a backup holds".to_owned(),
+                    what: format!(
+                        "the backup holds no table, view or sequence that fits {:?}",
+                        pattern.as_str()
+                    ),
+                    remedy: "name it as schema.table; `fettler show` lists what a backup holds"
+                        .to_owned(),
                 });
             }
         }
         let chosen = before.iter().filter(|entry| {
-            entry.is_relation() && patterns.iter().any(|pattern| pattern.matches(&entry.schema, &entry.name))
+            entry.is_relation()
+                && patterns
+                    .iter()
+                    .any(|pattern| pattern.matches(&entry.schema, &entry.name))
         });
         let (own, needed) = needs.closure(chosen.map(|entry| entry.object));
-        Ok(Some(Self::with(&before, &after, &own, &needed, &needs, data, warnings)))
+        Ok(Some(Self::with(
+            &before, &after, &own, &needed, &needs, data, warnings,
+        )))
     }
 
     fn with(
@@ -140,7 +189,9 @@ impl Selection {
         let all = || before.iter().chain(after);
         let named: HashMap<(&str, &str), Object> = all()
             .filter(|entry| entry.object.1 != 0)
-            .filter(|entry| entry.is_relation() || entry.kind == "INDEX" || entry.kind == "CONSTRAINT")
+            .filter(|entry| {
+                entry.is_relation() || entry.kind == "INDEX" || entry.kind == "CONSTRAINT"
+            })
             .map(|entry| ((entry.schema.as_str(), entry.name.as_str()), entry.object))
             .collect();
         let own_names: HashSet<(&str, &str)> = all()
@@ -162,18 +213,24 @@ impl Selection {
             match entry.kind {
                 "TABLE ATTACH" | "INDEX ATTACH" => {
                     // A partition goes with its parent (`a`), an index or a key with the parent's one (`P`).
-                    let kind = if entry.kind == "TABLE ATTACH" { 'a' } else { 'P' };
+                    let kind = if entry.kind == "TABLE ATTACH" {
+                        'a'
+                    } else {
+                        'P'
+                    };
                     // A partition that was chosen without its parent stands alone.
                     named
                         .get(&(entry.schema.as_str(), entry.name.as_str()))
-                        .is_some_and(|object| own.contains(object) && needs.has_parent_in(*object, own, kind))
+                        .is_some_and(|object| {
+                            own.contains(object) && needs.has_parent_in(*object, own, kind)
+                        })
                 }
                 "ROW SECURITY" | "SEQUENCE OWNED BY" => {
                     own_names.contains(&(entry.schema.as_str(), entry.name.as_str()))
                 }
-                "COMMENT" | "ACL" | "SECURITY LABEL" => own_names.iter().any(|(schema, name)| {
-                    *schema == entry.schema && speaks_of(&entry.name, name)
-                }),
+                "COMMENT" | "ACL" | "SECURITY LABEL" => own_names
+                    .iter()
+                    .any(|(schema, name)| *schema == entry.schema && speaks_of(&entry.name, name)),
                 _ => own.contains(&entry.object) || needed.contains(&entry.object),
             }
         };
@@ -265,7 +322,13 @@ impl Selection {
     /// Drops what the target has of the chosen objects. What others depend on stays, and is an error.
     pub(crate) async fn drop(&self, session: &mut Session) -> Result<(), EngineError> {
         let mut sql = String::from("BEGIN; SET LOCAL client_min_messages = error;");
-        for kind in ["VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE", "TABLE", "SEQUENCE"] {
+        for kind in [
+            "VIEW",
+            "MATERIALIZED VIEW",
+            "FOREIGN TABLE",
+            "TABLE",
+            "SEQUENCE",
+        ] {
             let names: Vec<String> = self
                 .made
                 .iter()
@@ -317,9 +380,9 @@ fn speaks_of(tag: &str, name: &str) -> bool {
             .strip_prefix(&quoted)
             .or_else(|| rest.strip_prefix(name))
             .is_some_and(|rest| rest.starts_with('.')),
-        "CONSTRAINT" | "TRIGGER" | "RULE" | "POLICY" => {
-            rest.rsplit_once(" ON ").is_some_and(|(_, table)| is_it(table))
-        }
+        "CONSTRAINT" | "TRIGGER" | "RULE" | "POLICY" => rest
+            .rsplit_once(" ON ")
+            .is_some_and(|(_, table)| is_it(table)),
         _ => false,
     }
 }
@@ -384,7 +447,11 @@ impl Needs {
             }
             // The sequence that a default takes its numbers from comes with its value.
             if object.0 == 2604 {
-                left.extend(self.of(object).filter(|(to, _)| to.0 == PG_CLASS && !own.contains(to)).map(|(to, _)| to));
+                left.extend(
+                    self.of(object)
+                        .filter(|(to, _)| to.0 == PG_CLASS && !own.contains(to))
+                        .map(|(to, _)| to),
+                );
             }
         }
         let mut needed = HashSet::new();
@@ -404,7 +471,8 @@ impl Needs {
             left.extend(self.of(object).map(|(to, _)| to));
             // The definition of a table holds its defaults.
             let defaults = self.needed_by.get(&object).into_iter().flatten();
-            for (default, _) in defaults.filter(|(part, _)| object.0 == PG_CLASS && part.0 == 2604) {
+            for (default, _) in defaults.filter(|(part, _)| object.0 == PG_CLASS && part.0 == 2604)
+            {
                 left.extend(self.of(*default).map(|(to, _)| to));
             }
         }
@@ -420,9 +488,15 @@ mod tests {
     fn lines_of_the_contents_are_read() {
         let entry = Entry::parse("215; 1259 16386 TABLE public Order lines ann").unwrap();
         assert_eq!((entry.object, entry.kind), ((1259, 16386), "TABLE"));
-        assert_eq!((entry.schema.as_str(), entry.name.as_str()), ("public", "Order lines"));
+        assert_eq!(
+            (entry.schema.as_str(), entry.name.as_str()),
+            ("public", "Order lines")
+        );
         let entry = Entry::parse("9; 0 0 COMMENT public COLUMN orders.id ann").unwrap();
-        assert_eq!((entry.kind, entry.name.as_str()), ("COMMENT", "COLUMN orders.id"));
+        assert_eq!(
+            (entry.kind, entry.name.as_str()),
+            ("COMMENT", "COLUMN orders.id")
+        );
     }
 
     #[test]
@@ -443,7 +517,10 @@ mod tests {
              1247\t5\t2615\t6\tn\n2606\t7\t1259\t1\ta\n2606\t7\t1259\t8\tn\n",
         );
         let (own, needed) = needs.closure([(1259, 1)].into_iter());
-        assert_eq!(own, HashSet::from([(1259, 1), (1259, 2), (2604, 3), (1259, 4), (2606, 7)]));
+        assert_eq!(
+            own,
+            HashSet::from([(1259, 1), (1259, 2), (2604, 3), (1259, 4), (2606, 7)])
+        );
         assert_eq!(needed, HashSet::from([(1247, 5), (2615, 6)]));
     }
 }

@@ -8,7 +8,9 @@ use crate::common::{Memory, back_up, engine, prove};
 
 /// A database with two tables, one copied in binary and one as text, both in several ranges.
 async fn made() -> (Memory, BackupReport) {
-    let source = PostgresServer::shared(PgMajor::V15).create_database("broken").unwrap();
+    let source = PostgresServer::shared(PgMajor::V15)
+        .create_database("broken")
+        .unwrap();
     source
         .psql(
             "CREATE TABLE in_binary (id int, v text); INSERT INTO in_binary SELECT n, md5(n::text) FROM generate_series(1, 9000) n;
@@ -22,7 +24,10 @@ fn streams_of(report: &BackupReport, table: &str) -> Vec<String> {
     let tables = report.engine_data["tables"].as_array().unwrap();
     let table = tables.iter().find(|entry| entry["name"] == table).unwrap();
     let streams = table["streams"].as_array().unwrap();
-    streams.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    streams
+        .iter()
+        .map(|name| name.as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// Rows of a stream with the bytes before and after them.
@@ -69,13 +74,19 @@ async fn p4_a_lost_range_and_a_doubled_row_are_found() {
         let (header, _, trailer) = rows(&whole, binary);
         backup.replace(&streams[1], joined((header, Vec::new(), trailer)));
         let found = prove(&engine, &backup, &report).await;
-        assert!(found.iter().any(|what| what.contains(table)), "a range skipped: {found:?}");
+        assert!(
+            found.iter().any(|what| what.contains(table)),
+            "a range skipped: {found:?}"
+        );
 
         let (header, mut some, trailer) = rows(&whole, binary);
         some[7] = some[8].clone();
         backup.replace(&streams[1], joined((header, some, trailer)));
         let found = prove(&engine, &backup, &report).await;
-        assert!(found.iter().any(|what| what.contains(table)), "a row doubled, another lost: {found:?}");
+        assert!(
+            found.iter().any(|what| what.contains(table)),
+            "a row doubled, another lost: {found:?}"
+        );
         backup.replace(&streams[1], whole);
     }
 }
@@ -84,13 +95,21 @@ async fn p4_a_lost_range_and_a_doubled_row_are_found() {
 /// is what finds it (rule 27).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p4_a_range_that_was_never_read_is_found_by_the_count() {
-    let source = PostgresServer::shared(PgMajor::V15).create_database("unread").unwrap();
+    let source = PostgresServer::shared(PgMajor::V15)
+        .create_database("unread")
+        .unwrap();
     source
         .psql("CREATE TABLE t (id int, v text); INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 9000) n")
         .unwrap();
     let engine = engine(PgMajor::V15).broken_for_tests_that_skips_a_range();
     let (backup, report) = back_up(&engine, &source.url()).await;
     let found = prove(&engine, &backup, &report).await;
-    assert!(found.iter().any(|what| what.contains("counted")), "{found:?}");
-    assert!(!found.iter().any(|what| what.contains("instead of")), "{found:?}");
+    assert!(
+        found.iter().any(|what| what.contains("counted")),
+        "{found:?}"
+    );
+    assert!(
+        !found.iter().any(|what| what.contains("instead of")),
+        "{found:?}"
+    );
 }

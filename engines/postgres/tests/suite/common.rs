@@ -1,8 +1,6 @@
 //! What the engine's tests share: streams in memory that can be broken on purpose, an attempt, and the
 //! comparison that a proof makes.
 
-
-
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -104,7 +102,10 @@ struct Writer {
 #[async_trait]
 impl StreamSink for Memory {
     async fn open(&self, name: &str, _: Cut) -> Result<Box<dyn StreamWriter>, EngineError> {
-        assert!(!self.streams.lock().unwrap().contains_key(name), "{name} twice");
+        assert!(
+            !self.streams.lock().unwrap().contains_key(name),
+            "{name} twice"
+        );
         Ok(Box::new(Writer {
             name: name.to_owned(),
             bytes: BytesMut::new(),
@@ -122,7 +123,10 @@ impl StreamSink for Memory {
 #[async_trait]
 impl StreamWriter for Writer {
     async fn write(&mut self, bytes: Bytes) -> Result<(), EngineError> {
-        let all = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+        let all = self
+            .written
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed)
+            + bytes.len() as u64;
         if let Some(watcher) = &self.watcher {
             (watcher.0)(&self.name, all)?;
         }
@@ -153,7 +157,11 @@ impl StreamSource for Memory {
     async fn read(&self, name: &str) -> Result<StreamReader, EngineError> {
         let mut rest = self.bytes(name);
         let piece = self.piece_bytes;
-        let (watcher, read, name) = (self.on_read.clone(), Arc::clone(&self.read), name.to_owned());
+        let (watcher, read, name) = (
+            self.on_read.clone(),
+            Arc::clone(&self.read),
+            name.to_owned(),
+        );
         let hold = self
             .hold_first_table
             .clone()
@@ -164,18 +172,20 @@ impl StreamSource for Memory {
             }
             Ok(Bytes::new())
         });
-        Ok(held.chain(futures::stream::iter(std::iter::from_fn(move || {
-            if rest.is_empty() {
-                return None;
-            }
-            let bytes = rest.split_to(rest.len().min(piece));
-            let all = read.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
-            Some(match &watcher {
-                Some(watcher) => (watcher.0)(&name, all).map(|()| bytes),
-                None => Ok(bytes),
-            })
-        })))
-        .boxed())
+        Ok(held
+            .chain(futures::stream::iter(std::iter::from_fn(move || {
+                if rest.is_empty() {
+                    return None;
+                }
+                let bytes = rest.split_to(rest.len().min(piece));
+                let all =
+                    read.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+                Some(match &watcher {
+                    Some(watcher) => (watcher.0)(&name, all).map(|()| bytes),
+                    None => Ok(bytes),
+                })
+            })))
+            .boxed())
     }
 }
 
@@ -214,7 +224,10 @@ impl Attempt {
     }
 
     pub fn of(job: JobId, number: u32) -> Self {
-        let folder = tempfile::Builder::new().prefix("fettler-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("fettler-")
+            .tempdir()
+            .unwrap();
         let ledger = Arc::new(Ledger::default());
         Self {
             context: EngineContext {
@@ -247,7 +260,10 @@ pub fn engine(major: PgMajor) -> PostgresEngine {
 
 /// The engine with the programs of both versions.
 pub fn engine_of_both() -> PostgresEngine {
-    let folders: Vec<PathBuf> = PgMajor::ALL.iter().map(|major| major.bin_dir().unwrap()).collect();
+    let folders: Vec<PathBuf> = PgMajor::ALL
+        .iter()
+        .map(|major| major.bin_dir().unwrap())
+        .collect();
     PostgresEngine::default()
         .with_program_folders(folders)
         .with_range_pages(16)
@@ -268,7 +284,12 @@ pub fn beside(url: &str, database: &str) -> String {
 pub async fn back_up(engine: &PostgresEngine, url: &str) -> (Memory, BackupReport) {
     let sink = Memory::new();
     let report = engine
-        .backup(&Attempt::new().context, &target(url), &BackupOptions::default(), &sink)
+        .backup(
+            &Attempt::new().context,
+            &target(url),
+            &BackupOptions::default(),
+            &sink,
+        )
         .await
         .unwrap();
     (sink.seal(), report)
@@ -281,20 +302,33 @@ pub async fn restore(
     url: &str,
 ) -> RestoreReport {
     engine
-        .restore(&Attempt::new().context, backup, report, &target(url), &RestoreOptions::default())
+        .restore(
+            &Attempt::new().context,
+            backup,
+            report,
+            &target(url),
+            &RestoreOptions::default(),
+        )
         .await
         .unwrap()
 }
 
 /// A private server for a proof, removed by [`close`].
-pub async fn open_sandbox(engine: &PostgresEngine, attempt: &Attempt, report: &BackupReport) -> Sandbox {
+pub async fn open_sandbox(
+    engine: &PostgresEngine,
+    attempt: &Attempt,
+    report: &BackupReport,
+) -> Sandbox {
     let request = SandboxRequest {
         spec: SandboxSpec::Automatic,
         server: None,
         identity: report.identity.clone(),
         estimated_bytes: report.identity.estimated_bytes,
     };
-    engine.open_sandbox(&attempt.context, &request).await.unwrap()
+    engine
+        .open_sandbox(&attempt.context, &request)
+        .await
+        .unwrap()
 }
 
 pub async fn close(engine: &PostgresEngine, sandbox: &Sandbox) {
@@ -353,10 +387,19 @@ pub async fn prove(engine: &PostgresEngine, backup: &Memory, report: &BackupRepo
     let attempt = Attempt::new();
     let sandbox = open_sandbox(engine, &attempt, report).await;
     let restored = engine
-        .restore(&attempt.context, backup, report, &sandbox.target, &RestoreOptions::default())
+        .restore(
+            &attempt.context,
+            backup,
+            report,
+            &sandbox.target,
+            &RestoreOptions::default(),
+        )
         .await
         .unwrap();
-    let copy = engine.facts(&attempt.context, &sandbox.target, report).await.unwrap();
+    let copy = engine
+        .facts(&attempt.context, &sandbox.target, report)
+        .await
+        .unwrap();
     close(engine, &sandbox).await;
     let mut found = restored.failed_statements;
     found.extend(mismatches(&report.objects, &copy));

@@ -2,8 +2,6 @@
 //!
 //! `FETTLER_TEST_SCALE` multiplies the size: 1 is some tens of megabytes, 60 makes about 2 GB with a value of 300 MB.
 
-
-
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicU32, Ordering},
@@ -25,7 +23,11 @@ fn scale() -> u32 {
 
 /// The roles of `everything.sql` for one test.
 fn tag() -> String {
-    format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{}-{}",
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// The tests' version 18 was built without XML.
@@ -59,7 +61,9 @@ fn make_roles(server: &PostgresServer, tag: &str) {
 
 /// What `pg_dump` writes, with the rows of each table sorted, and without what names the run.
 fn dump(server: &PostgresServer, database: &str) -> Vec<String> {
-    let text = server.run("pg_dump", database, &["--no-publications"]).unwrap();
+    let text = server
+        .run("pg_dump", database, &["--no-publications"])
+        .unwrap();
     let mut lines = Vec::new();
     let mut rows: Option<Vec<&str>> = None;
     for line in text.lines() {
@@ -119,10 +123,18 @@ async fn p4_one_of_everything_comes_back_as_it_was() {
         let source = make(server, &tag(), major == PgMajor::V18);
         let engine = engine(major);
         let preflight = engine
-            .preflight(&target(&source.url()), &fettler_engine::BackupOptions::default())
+            .preflight(
+                &target(&source.url()),
+                &fettler_engine::BackupOptions::default(),
+            )
             .await
             .unwrap();
-        assert!(preflight.iter().all(|item| item.level < PreflightLevel::Stops), "{preflight:?}");
+        assert!(
+            preflight
+                .iter()
+                .all(|item| item.level < PreflightLevel::Stops),
+            "{preflight:?}"
+        );
         let (backup, report) = back_up(&engine, &source.url()).await;
 
         let copy_name = format!("copy of {}", source.name());
@@ -135,30 +147,61 @@ async fn p4_one_of_everything_comes_back_as_it_was() {
             .unwrap();
         assert_eq!(mismatches(&report.objects, &facts), Vec::<String>::new());
         assert_same_dump(&dump(server, source.name()), &dump(server, &copy_name));
-        assert_eq!(properties(server, source.name()), properties(server, &copy_name));
+        assert_eq!(
+            properties(server, source.name()),
+            properties(server, &copy_name)
+        );
         server
             .psql("postgres", &format!("DROP DATABASE \"{copy_name}\""))
             .unwrap();
         assert_eq!(prove(&engine, &backup, &report).await, Vec::<String>::new());
 
         let format_of = |name: &str| {
-            let object = report.objects.iter().find(|object| object.name == name).unwrap();
+            let object = report
+                .objects
+                .iter()
+                .find(|object| object.name == name)
+                .unwrap();
             object.format.clone().unwrap()
         };
         assert_eq!(format_of("shop.binary_only"), "binary");
         assert_eq!(format_of("public.large"), "binary");
         assert_eq!(format_of("shop.wide"), "text");
-        let large = report.objects.iter().find(|object| object.name == "public.large").unwrap();
-        assert!(backup.names().iter().filter(|name| name.starts_with("table/")).count() > report.objects.len());
+        let large = report
+            .objects
+            .iter()
+            .find(|object| object.name == "public.large")
+            .unwrap();
+        assert!(
+            backup
+                .names()
+                .iter()
+                .filter(|name| name.starts_with("table/"))
+                .count()
+                > report.objects.len()
+        );
         assert_eq!(large.independent_rows, Some(36_000 * u64::from(scale())));
-        assert!(report.objects.iter().any(|object| object.kind == ObjectKind::LargeObjects));
-        assert!(report.warnings.iter().any(|warning| warning.code == "postgres.foreign_tables"));
+        assert!(
+            report
+                .objects
+                .iter()
+                .any(|object| object.kind == ObjectKind::LargeObjects)
+        );
+        assert!(
+            report
+                .warnings
+                .iter()
+                .any(|warning| warning.code == "postgres.foreign_tables")
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p4_a_backup_of_15_comes_back_on_18() {
-    let (old, new) = (PostgresServer::shared(PgMajor::V15), PostgresServer::shared(PgMajor::V18));
+    let (old, new) = (
+        PostgresServer::shared(PgMajor::V15),
+        PostgresServer::shared(PgMajor::V18),
+    );
     let tag = tag();
     let source = make(old, &tag, true);
     make_roles(new, &tag);

@@ -25,7 +25,10 @@ async fn each_sslmode_means_what_libpq_means() {
         (format!("sslmode=verify-full&sslrootcert={root}"), true),
         // The machine does not trust a certificate that signs itself.
         ("sslmode=verify-full".to_owned(), false),
-        ("sslmode=verify-ca&sslrootcert=/nowhere.pem".to_owned(), false),
+        (
+            "sslmode=verify-ca&sslrootcert=/nowhere.pem".to_owned(),
+            false,
+        ),
     ] {
         let answer = engine.identify(&target(&format!("{base}?{query}"))).await;
         assert_eq!(answer.is_ok(), works, "{query}: {answer:?}");
@@ -35,7 +38,9 @@ async fn each_sslmode_means_what_libpq_means() {
     }
     // The certificate does not name this address.
     let answer = engine
-        .identify(&target(&format!("{other_name}?sslmode=verify-full&sslrootcert={root}")))
+        .identify(&target(&format!(
+            "{other_name}?sslmode=verify-full&sslrootcert={root}"
+        )))
         .await;
     assert!(answer.is_err());
 
@@ -45,10 +50,20 @@ async fn each_sslmode_means_what_libpq_means() {
         .unwrap();
     let url = format!("{base}?sslmode=verify-full&sslrootcert={root}");
     let report = engine
-        .backup(&Attempt::new().context, &target(&url), &BackupOptions::default(), &Memory::new())
+        .backup(
+            &Attempt::new().context,
+            &target(&url),
+            &BackupOptions::default(),
+            &Memory::new(),
+        )
         .await
         .unwrap();
-    assert!(report.objects.iter().any(|object| object.independent_rows == Some(5000)));
+    assert!(
+        report
+            .objects
+            .iter()
+            .any(|object| object.independent_rows == Some(5000))
+    );
 }
 
 #[tokio::test]
@@ -56,8 +71,16 @@ async fn tls_that_the_server_does_not_have_is_an_error_only_where_it_is_required
     let server = PostgresServer::shared(PgMajor::V18);
     let engine = engine(PgMajor::V18);
     let base = server.url("postgres");
-    assert!(engine.identify(&target(&format!("{base}?sslmode=prefer"))).await.is_ok());
-    let error = engine.identify(&target(&format!("{base}?sslmode=require"))).await.unwrap_err();
+    assert!(
+        engine
+            .identify(&target(&format!("{base}?sslmode=prefer")))
+            .await
+            .is_ok()
+    );
+    let error = engine
+        .identify(&target(&format!("{base}?sslmode=require")))
+        .await
+        .unwrap_err();
     assert_eq!(Problem::from(error).code, "engine.missing.tls");
 }
 
@@ -65,8 +88,19 @@ async fn tls_that_the_server_does_not_have_is_an_error_only_where_it_is_required
 async fn sockets_and_password_files_work_and_two_ways_lead_to_one_identity() {
     let server = PostgresServer::shared(PgMajor::V15);
     let engine = engine(PgMajor::V15);
-    let by_network = engine.identify(&target(&server.url("postgres"))).await.unwrap();
-    let folder = server.socket_url("postgres").rsplit_once("host=").unwrap().1.split('&').next().unwrap().to_owned();
+    let by_network = engine
+        .identify(&target(&server.url("postgres")))
+        .await
+        .unwrap();
+    let folder = server
+        .socket_url("postgres")
+        .rsplit_once("host=")
+        .unwrap()
+        .1
+        .split('&')
+        .next()
+        .unwrap()
+        .to_owned();
     let mut place = target(&format!(
         "postgres://{}@{}:{}/postgres",
         server.user(),
@@ -82,7 +116,11 @@ async fn sockets_and_password_files_work_and_two_ways_lead_to_one_identity() {
 
     let folder = tempfile::tempdir().unwrap();
     let passfile = folder.path().join("pass");
-    fs::write(&passfile, format!("*:*:*:{}:{}\n", server.user(), server.password())).unwrap();
+    fs::write(
+        &passfile,
+        format!("*:*:*:{}:{}\n", server.user(), server.password()),
+    )
+    .unwrap();
     fs::set_permissions(&passfile, fs::Permissions::from_mode(0o600)).unwrap();
     let url = format!(
         "postgres://{}@127.0.0.1:{}/postgres?passfile={}",
@@ -90,7 +128,10 @@ async fn sockets_and_password_files_work_and_two_ways_lead_to_one_identity() {
         server.port(),
         passfile.display()
     );
-    assert_eq!(engine.identify(&target(&url)).await.unwrap().key, by_network.key);
+    assert_eq!(
+        engine.identify(&target(&url)).await.unwrap().key,
+        by_network.key
+    );
     fs::remove_file(&passfile).unwrap();
     let error = engine.identify(&target(&url)).await.unwrap_err();
     assert_eq!(Problem::from(error).code, "engine.login_refused");

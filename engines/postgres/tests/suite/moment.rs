@@ -18,7 +18,9 @@ async fn p4_while_rows_are_written_truncated_and_altered_the_copy_is_one_moment(
     for major in PgMajor::ALL {
         let server = PostgresServer::shared(major);
         let source = server.create_database("busy").unwrap();
-        server.run("pgbench", source.name(), &["-i", "-q", "-s", "2"]).unwrap();
+        server
+            .run("pgbench", source.name(), &["-i", "-q", "-s", "2"])
+            .unwrap();
         source
             .psql("CREATE TABLE twin_a (id int); CREATE TABLE twin_b (id int); INSERT INTO twin_a SELECT generate_series(1, 5000); INSERT INTO twin_b SELECT generate_series(1, 5000)")
             .unwrap();
@@ -56,7 +58,12 @@ async fn p4_while_rows_are_written_truncated_and_altered_the_copy_is_one_moment(
         while consistent < 3 && refused.len() < 20 {
             let sink = Memory::new();
             let answer = engine
-                .backup(&Attempt::new().context, &target(&source.url()), &BackupOptions::default(), &sink)
+                .backup(
+                    &Attempt::new().context,
+                    &target(&source.url()),
+                    &BackupOptions::default(),
+                    &sink,
+                )
                 .await;
             let report = match answer {
                 Ok(report) => report,
@@ -80,7 +87,12 @@ async fn p4_while_rows_are_written_truncated_and_altered_the_copy_is_one_moment(
             assert_eq!(balances, "t|t|t|t|t");
             for object in &report.objects {
                 if let Some(fingerprint) = object.fingerprint {
-                    assert_eq!(object.independent_rows, Some(fingerprint.rows), "{}", object.name);
+                    assert_eq!(
+                        object.independent_rows,
+                        Some(fingerprint.rows),
+                        "{}",
+                        object.name
+                    );
                 }
             }
             consistent += 1;

@@ -42,7 +42,13 @@ async fn some(
         ..RestoreOptions::default()
     };
     engine(PgMajor::V15)
-        .restore(&Attempt::new().context, backup, report, &target(&copy.url()), &options)
+        .restore(
+            &Attempt::new().context,
+            backup,
+            report,
+            &target(&copy.url()),
+            &options,
+        )
         .await
 }
 
@@ -53,11 +59,18 @@ async fn one_table_comes_with_its_parts_and_what_they_need() {
     source.psql(SQL).unwrap();
     let (backup, report) = back_up(&engine(PgMajor::V15), &source.url()).await;
     let copy = server.create_database("orders_only").unwrap();
-    copy.psql("CREATE TABLE public.precious (id int); INSERT INTO precious VALUES (7)").unwrap();
-    let restored = some(&backup, &report, &copy, &["shop.orders"], false).await.unwrap();
+    copy.psql("CREATE TABLE public.precious (id int); INSERT INTO precious VALUES (7)")
+        .unwrap();
+    let restored = some(&backup, &report, &copy, &["shop.orders"], false)
+        .await
+        .unwrap();
     assert_eq!(restored.failed_statements, Vec::<String>::new());
     assert!(
-        restored.warnings.iter().any(|warning| warning.code == "postgres.foreign_keys" && warning.message.contains("orders_customer_fkey")),
+        restored
+            .warnings
+            .iter()
+            .any(|warning| warning.code == "postgres.foreign_keys"
+                && warning.message.contains("orders_customer_fkey")),
         "{:?}",
         restored.warnings
     );
@@ -74,16 +87,26 @@ async fn one_table_comes_with_its_parts_and_what_they_need() {
     assert_eq!(copy.psql("SELECT to_regclass('shop.customers') IS NULL, to_regclass('public.other') IS NULL, id FROM precious").unwrap(), "t|t|7");
 
     // It is there now: not touched again without leave.
-    let again = some(&backup, &report, &copy, &["shop.orders"], false).await.unwrap_err();
+    let again = some(&backup, &report, &copy, &["shop.orders"], false)
+        .await
+        .unwrap_err();
     assert!(matches!(again, EngineError::NotEmpty { .. }), "{again}");
     copy.psql("DELETE FROM shop.orders WHERE id < 100").unwrap();
-    some(&backup, &report, &copy, &["shop.orders"], true).await.unwrap();
+    some(&backup, &report, &copy, &["shop.orders"], true)
+        .await
+        .unwrap();
     assert_eq!(looks(&source), looks(&copy));
     // What others depend on is not dropped.
-    copy.psql("CREATE VIEW public.mine AS SELECT id FROM shop.orders").unwrap();
-    let again = some(&backup, &report, &copy, &["shop.orders"], true).await.unwrap_err();
+    copy.psql("CREATE VIEW public.mine AS SELECT id FROM shop.orders")
+        .unwrap();
+    let again = some(&backup, &report, &copy, &["shop.orders"], true)
+        .await
+        .unwrap_err();
     assert!(again.to_string().contains("depend"), "{again}");
-    assert_eq!(copy.psql("SELECT count(*) FROM public.mine").unwrap(), "500");
+    assert_eq!(
+        copy.psql("SELECT count(*) FROM public.mine").unwrap(),
+        "500"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,22 +117,42 @@ async fn a_partition_a_schema_and_a_pattern_can_be_restored() {
     let (backup, report) = back_up(&engine(PgMajor::V15), &source.url()).await;
 
     let copy = server.create_database("partition").unwrap();
-    let restored = some(&backup, &report, &copy, &["shop.lines_2"], false).await.unwrap();
+    let restored = some(&backup, &report, &copy, &["shop.lines_2"], false)
+        .await
+        .unwrap();
     assert_eq!(restored.failed_statements, Vec::<String>::new());
-    assert_eq!(copy.psql("SELECT count(*), to_regclass('shop.lines') IS NULL FROM shop.lines_2").unwrap(), "250|t");
+    assert_eq!(
+        copy.psql("SELECT count(*), to_regclass('shop.lines') IS NULL FROM shop.lines_2")
+            .unwrap(),
+        "250|t"
+    );
 
     let copy = server.create_database("partitioned").unwrap();
-    let restored = some(&backup, &report, &copy, &["shop.lines"], false).await.unwrap();
+    let restored = some(&backup, &report, &copy, &["shop.lines"], false)
+        .await
+        .unwrap();
     assert_eq!(restored.failed_statements, Vec::<String>::new());
-    assert_eq!(copy.psql("SELECT count(*), count(DISTINCT tableoid) FROM shop.lines").unwrap(), "500|2");
+    assert_eq!(
+        copy.psql("SELECT count(*), count(DISTINCT tableoid) FROM shop.lines")
+            .unwrap(),
+        "500|2"
+    );
 
     let copy = server.create_database("schema").unwrap();
-    let restored = some(&backup, &report, &copy, &["shop"], false).await.unwrap();
+    let restored = some(&backup, &report, &copy, &["shop"], false)
+        .await
+        .unwrap();
     assert_eq!(restored.failed_statements, Vec::<String>::new());
     let looks = "SELECT (SELECT count(*) FROM shop.new_orders), (SELECT n FROM shop.totals), (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0)";
     assert_eq!(source.psql(looks).unwrap(), copy.psql(looks).unwrap());
-    assert_eq!(copy.psql("SELECT to_regclass('public.other') IS NULL").unwrap(), "t");
+    assert_eq!(
+        copy.psql("SELECT to_regclass('public.other') IS NULL")
+            .unwrap(),
+        "t"
+    );
 
-    let error = some(&backup, &report, &copy, &["nothing.at_all"], false).await.unwrap_err();
+    let error = some(&backup, &report, &copy, &["nothing.at_all"], false)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("nothing.at_all"), "{error}");
 }

@@ -12,7 +12,7 @@ use fettler_engine::{BackupOptions, DatabaseEngine, EngineError, RestoreOptions}
 use fettler_model::JobId;
 use fettler_test_servers::{PgMajor, PostgresServer, TestDatabase, wait_until};
 
-use crate::common::{Attempt, Watcher, Memory, back_up, engine, mismatches, target};
+use crate::common::{Attempt, Memory, Watcher, back_up, engine, mismatches, target};
 
 fn make(server: &PostgresServer) -> TestDatabase {
     let source = server.create_database("resume").unwrap();
@@ -34,7 +34,9 @@ fn sessions(server: &PostgresServer, job: JobId) -> u64 {
     server
         .psql(
             "postgres",
-            &format!("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '{prefix}%'"),
+            &format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '{prefix}%'"
+            ),
         )
         .unwrap()
         .parse()
@@ -83,18 +85,34 @@ async fn p3_a_restore_that_is_cut_off_anywhere_goes_on_and_doubles_nothing() {
         backup.read = Arc::new(AtomicU64::new(0));
         let attempt = Attempt::of(job, 7);
         let last = engine
-            .restore(&attempt.context, &backup, &report, &target(&copy.url()), &RestoreOptions::default())
+            .restore(
+                &attempt.context,
+                &backup,
+                &report,
+                &target(&copy.url()),
+                &RestoreOptions::default(),
+            )
             .await;
         match last {
             Ok(last) => assert_eq!(last.failed_statements, Vec::<String>::new()),
             // One before had come to its end.
             Err(error) => assert!(matches!(error, EngineError::NotEmpty { .. }), "{error}"),
         }
-        let facts = engine.facts(&attempt.context, &target(&copy.url()), &report).await.unwrap();
+        let facts = engine
+            .facts(&attempt.context, &target(&copy.url()), &report)
+            .await
+            .unwrap();
         assert_eq!(mismatches(&report.objects, &facts), Vec::<String>::new());
-        assert_eq!(copy.psql("SELECT to_regnamespace('fettler_restore') IS NULL").unwrap(), "t");
+        assert_eq!(
+            copy.psql("SELECT to_regnamespace('fettler_restore') IS NULL")
+                .unwrap(),
+            "t"
+        );
         assert!(read_in_all < 6 * total, "{read_in_all} of {total}");
-        wait_until("the sessions to end", Duration::from_secs(20), || sessions(server, job) == 0).unwrap();
+        wait_until("the sessions to end", Duration::from_secs(20), || {
+            sessions(server, job) == 0
+        })
+        .unwrap();
     }
 }
 
@@ -114,7 +132,10 @@ async fn p3_indexes_that_a_killed_attempt_had_made_are_no_error_to_the_next() {
     let cut = async {
         // Until the first index is there.
         while progress.read().phase != "indexes"
-            || copy.psql("SELECT count(*) FROM pg_index WHERE indrelid >= 16384").unwrap_or_default() < "4".to_owned()
+            || copy
+                .psql("SELECT count(*) FROM pg_index WHERE indrelid >= 16384")
+                .unwrap_or_default()
+                < "4".to_owned()
         {
             tokio::task::yield_now().await;
         }
@@ -132,7 +153,10 @@ async fn p3_indexes_that_a_killed_attempt_had_made_are_no_error_to_the_next() {
         // The first one had come to its end in the meantime.
         Err(error) => assert!(matches!(error, EngineError::NotEmpty { .. }), "{error}"),
     }
-    let facts = engine.facts(&second.context, &place, &report).await.unwrap();
+    let facts = engine
+        .facts(&second.context, &place, &report)
+        .await
+        .unwrap();
     assert_eq!(mismatches(&report.objects, &facts), Vec::<String>::new());
 }
 
@@ -156,7 +180,9 @@ async fn p2_a_superseded_attempt_writes_nothing_more() {
             while !backup.is_held.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let answer = engine.restore(&new.context, &backup, &report, &place, &options).await;
+            let answer = engine
+                .restore(&new.context, &backup, &report, &place, &options)
+                .await;
             gate.add_permits(1);
             answer
         }
@@ -183,12 +209,20 @@ async fn a_backup_that_is_cancelled_stops_soon_and_leaves_no_session() {
             Ok(())
         })));
         let error = engine
-            .backup(&attempt.context, &target(&source.url()), &BackupOptions::default(), &sink)
+            .backup(
+                &attempt.context,
+                &target(&source.url()),
+                &BackupOptions::default(),
+                &sink,
+            )
             .await
             .unwrap_err();
         assert!(matches!(error, EngineError::Stopped), "{error}");
         let job = attempt.context.attempt.job;
-        wait_until("the sessions to end", Duration::from_secs(20), || sessions(server, job) == 0).unwrap();
+        wait_until("the sessions to end", Duration::from_secs(20), || {
+            sessions(server, job) == 0
+        })
+        .unwrap();
     }
 }
 
@@ -216,13 +250,22 @@ async fn a_new_attempt_ends_the_sessions_of_the_one_before() {
         .args(["-c", "SELECT pg_sleep(600)"])
         .spawn()
         .unwrap();
-    wait_until("the old session", Duration::from_secs(20), || sessions(server, job) == 1).unwrap();
+    wait_until("the old session", Duration::from_secs(20), || {
+        sessions(server, job) == 1
+    })
+    .unwrap();
     let new = Attempt::of(job, 2);
     let sink = Memory::new();
-    engine.backup(&new.context, &place, &options, &sink).await.unwrap();
+    engine
+        .backup(&new.context, &place, &options, &sink)
+        .await
+        .unwrap();
     let ended = holder.wait_with_output().unwrap();
     assert!(!ended.status.success());
-    let error = engine.backup(&old.context, &place, &options, &stuck).await.unwrap_err();
+    let error = engine
+        .backup(&old.context, &place, &options, &stuck)
+        .await
+        .unwrap_err();
     assert!(matches!(error, EngineError::Stopped), "{error}");
 }
 
@@ -233,12 +276,21 @@ async fn a_sink_that_fails_fails_the_backup_with_its_own_error() {
     let mut sink = Memory::new();
     sink.on_write = Some(Watcher(Arc::new(|name, _| {
         if name.starts_with("table/") {
-            return Err(EngineError::Outside(fettler_model::Problem::transient("store.gone", "the store is gone", "")));
+            return Err(EngineError::Outside(fettler_model::Problem::transient(
+                "store.gone",
+                "the store is gone",
+                "",
+            )));
         }
         Ok(())
     })));
     let error = engine(PgMajor::V15)
-        .backup(&Attempt::new().context, &target(&source.url()), &BackupOptions::default(), &sink)
+        .backup(
+            &Attempt::new().context,
+            &target(&source.url()),
+            &BackupOptions::default(),
+            &sink,
+        )
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "the store is gone");

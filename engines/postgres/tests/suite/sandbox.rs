@@ -3,9 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use fettler_engine::{
-    Artefact, DatabaseEngine, RestoreOptions, SandboxRequest, SandboxSpec,
-};
+use fettler_engine::{Artefact, DatabaseEngine, RestoreOptions, SandboxRequest, SandboxSpec};
 use fettler_engine_postgres::PostgresEngine;
 use fettler_model::Engine;
 use fettler_test_servers::{PgMajor, PostgresServer, wait_until};
@@ -30,8 +28,12 @@ fn is_gone(artefact: &Artefact) -> bool {
 }
 
 async fn small_backup(major: PgMajor) -> (Memory, fettler_engine::BackupReport) {
-    let source = PostgresServer::shared(major).create_database("small").unwrap();
-    source.psql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)").unwrap();
+    let source = PostgresServer::shared(major)
+        .create_database("small")
+        .unwrap();
+    source
+        .psql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
+        .unwrap();
     back_up(&engine(major), &source.url()).await
 }
 
@@ -53,13 +55,24 @@ async fn a_private_server_is_recorded_before_it_is_made_listens_on_no_network_an
         let sockets = std::fs::read_dir(format!("/proc/{id}/fd"))
             .unwrap()
             .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
-            .filter_map(|link| link.to_string_lossy().strip_prefix("socket:[").map(|rest| rest.trim_end_matches(']').to_owned()))
+            .filter_map(|link| {
+                link.to_string_lossy()
+                    .strip_prefix("socket:[")
+                    .map(|rest| rest.trim_end_matches(']').to_owned())
+            })
             .collect::<Vec<_>>();
         for table in ["tcp", "tcp6"] {
             let listed = std::fs::read_to_string(format!("/proc/net/{table}")).unwrap();
-            for line in listed.lines().skip(1).filter(|line| line.split_whitespace().nth(3) == Some("0A")) {
+            for line in listed
+                .lines()
+                .skip(1)
+                .filter(|line| line.split_whitespace().nth(3) == Some("0A"))
+            {
                 let inode = line.split_whitespace().nth(9).unwrap();
-                assert!(!sockets.iter().any(|socket| socket == inode), "it listens: {line}");
+                assert!(
+                    !sockets.iter().any(|socket| socket == inode),
+                    "it listens: {line}"
+                );
             }
         }
         close(&engine, &sandbox).await;
@@ -76,14 +89,22 @@ async fn helper_that_opens_a_sandbox_and_waits_to_be_killed() {
     let (_, report) = small_backup(PgMajor::V15).await;
     let attempt = Attempt::new();
     let sandbox = open_sandbox(&engine(PgMajor::V15), &attempt, &report).await;
-    println!("\nready {}", serde_json::to_string(&sandbox.artefacts[0]).unwrap());
+    println!(
+        "\nready {}",
+        serde_json::to_string(&sandbox.artefacts[0]).unwrap()
+    );
     std::future::pending::<()>().await;
 }
 
 fn killed_worker(remove_while_alive: bool) -> (std::process::Child, Artefact) {
     use std::io::{BufRead, BufReader};
     let mut worker = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", "sandbox::helper_that_opens_a_sandbox_and_waits_to_be_killed"])
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            "sandbox::helper_that_opens_a_sandbox_and_waits_to_be_killed",
+        ])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -105,15 +126,23 @@ fn killed_worker(remove_while_alive: bool) -> (std::process::Child, Artefact) {
 async fn a_private_server_ends_with_its_worker_and_can_be_removed_by_another_process() {
     let (_, artefact) = killed_worker(false);
     // The folder itself may lie where the server's user has no right to remove it; what was in it is gone.
-    wait_until("the server to end with its worker", Duration::from_secs(20), || {
-        has_ended(&artefact) && !Path::new(&folder_of(&artefact)).join("data").exists()
-    })
+    wait_until(
+        "the server to end with its worker",
+        Duration::from_secs(20),
+        || has_ended(&artefact) && !Path::new(&folder_of(&artefact)).join("data").exists(),
+    )
     .unwrap();
-    engine(PgMajor::V15).remove_artefact(&artefact, None).await.unwrap();
+    engine(PgMajor::V15)
+        .remove_artefact(&artefact, None)
+        .await
+        .unwrap();
     assert!(is_gone(&artefact));
 
     let (mut worker, artefact) = killed_worker(true);
-    engine(PgMajor::V15).remove_artefact(&artefact, None).await.unwrap();
+    engine(PgMajor::V15)
+        .remove_artefact(&artefact, None)
+        .await
+        .unwrap();
     assert!(is_gone(&artefact));
     worker.kill().unwrap();
     worker.wait().unwrap();
@@ -128,7 +157,10 @@ async fn a_record_of_something_that_was_never_made_is_removed_without_an_error()
         name: "x".to_owned(),
         data: serde_json::json!({"what": "server", "folder": folder, "process": [1, 1]}),
     };
-    PostgresEngine::default().remove_artefact(&artefact, None).await.unwrap();
+    PostgresEngine::default()
+        .remove_artefact(&artefact, None)
+        .await
+        .unwrap();
 }
 
 /// Code of every kind that a restore runs, owned by a superuser at the source. Each notes with which rights it runs.
@@ -151,7 +183,9 @@ const SPY: &str = "
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_31_the_dumps_own_code_never_runs_as_a_superuser_in_a_private_sandbox() {
     for major in PgMajor::ALL {
-        let source = PostgresServer::shared(major).create_database("code").unwrap();
+        let source = PostgresServer::shared(major)
+            .create_database("code")
+            .unwrap();
         source.psql(SPY).unwrap();
         // The source's own superuser may insert only with the spy silenced.
         source
@@ -171,10 +205,19 @@ async fn rule_31_the_dumps_own_code_never_runs_as_a_superuser_in_a_private_sandb
         let attempt = Attempt::new();
         let sandbox = open_sandbox(&engine, &attempt, &report).await;
         let restored = engine
-            .restore(&attempt.context, &backup, &report, &sandbox.target, &RestoreOptions::default())
+            .restore(
+                &attempt.context,
+                &backup,
+                &report,
+                &sandbox.target,
+                &RestoreOptions::default(),
+            )
             .await
             .unwrap();
-        let copy = engine.facts(&attempt.context, &sandbox.target, &report).await.unwrap();
+        let copy = engine
+            .facts(&attempt.context, &sandbox.target, &report)
+            .await
+            .unwrap();
         close(&engine, &sandbox).await;
         assert_eq!(restored.failed_statements, Vec::<String>::new());
         assert_eq!(mismatches(&report.objects, &copy), Vec::<String>::new());
@@ -209,27 +252,54 @@ async fn a_scratch_database_on_a_shared_server_is_restored_by_a_role_of_its_own_
         identity: report.identity.clone(),
         estimated_bytes: report.identity.estimated_bytes,
     };
-    let roles = || server.psql("postgres", "SELECT count(*) FROM pg_roles").unwrap();
-    let databases = || {
+    let roles = || {
         server
-            .psql("postgres", "SELECT count(*) FROM pg_database WHERE datname LIKE 'fettler_proof_%'")
+            .psql("postgres", "SELECT count(*) FROM pg_roles")
             .unwrap()
     };
-    let sandbox = engine.open_sandbox(&attempt.context, &request).await.unwrap();
+    let databases = || {
+        server
+            .psql(
+                "postgres",
+                "SELECT count(*) FROM pg_database WHERE datname LIKE 'fettler_proof_%'",
+            )
+            .unwrap()
+    };
+    let sandbox = engine
+        .open_sandbox(&attempt.context, &request)
+        .await
+        .unwrap();
     assert_eq!(attempt.ledger.0.lock().unwrap().len(), 1);
     let restored = engine
-        .restore(&attempt.context, &backup, &report, &sandbox.target, &RestoreOptions::default())
+        .restore(
+            &attempt.context,
+            &backup,
+            &report,
+            &sandbox.target,
+            &RestoreOptions::default(),
+        )
         .await
         .unwrap();
     assert_eq!(restored.failed_statements, Vec::<String>::new());
-    let copy = engine.facts(&attempt.context, &sandbox.target, &report).await.unwrap();
+    let copy = engine
+        .facts(&attempt.context, &sandbox.target, &report)
+        .await
+        .unwrap();
     assert_eq!(mismatches(&report.objects, &copy), Vec::<String>::new());
     let with = roles();
     for artefact in &sandbox.artefacts {
-        engine.remove_artefact(artefact, Some(&place)).await.unwrap();
-        engine.remove_artefact(artefact, Some(&place)).await.unwrap();
+        engine
+            .remove_artefact(artefact, Some(&place))
+            .await
+            .unwrap();
+        engine
+            .remove_artefact(artefact, Some(&place))
+            .await
+            .unwrap();
     }
     assert_eq!(databases(), "0");
     assert_ne!(roles(), with);
-    source.psql(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).unwrap();
+    source
+        .psql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .unwrap();
 }

@@ -39,13 +39,26 @@ const VALUES: [(&str, &[&str]); 64] = [
     ("varchar(5)", &["abcde"]),
     ("date", &["infinity", "4713-01-01 BC", "5874897-12-31"]),
     ("time(3)", &["24:00", "23:59:59.999"]),
-    ("timestamp", &["-infinity", "4713-01-01 00:00:00 BC", "294276-12-31 23:59:59.999999"]),
+    (
+        "timestamp",
+        &[
+            "-infinity",
+            "4713-01-01 00:00:00 BC",
+            "294276-12-31 23:59:59.999999",
+        ],
+    ),
     ("timestamptz", &["infinity", "0044-03-15 12:00:00+00 BC"]),
-    ("interval", &["-178000000 years", "1 mon -1 day 00:00:00.000001"]),
+    (
+        "interval",
+        &["-178000000 years", "1 mon -1 day 00:00:00.000001"],
+    ),
     ("timetz", &["23:59:59.999999-15:59"]),
     ("bit(9)", &["101010101"]),
     ("varbit", &["", "1"]),
-    ("numeric", &["NaN", "Infinity", "-0.0000000000000000001", "1e1000"]),
+    (
+        "numeric",
+        &["NaN", "Infinity", "-0.0000000000000000001", "1e1000"],
+    ),
     ("numeric(10,-2)", &["12300"]),
     ("uuid", &["ffffffff-ffff-ffff-ffff-ffffffffffff"]),
     ("pg_lsn", &["FFFFFFFF/FFFFFFFF"]),
@@ -76,7 +89,10 @@ const VALUES: [(&str, &[&str]); 64] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p4_each_binary_type_comes_back_from_15_to_15_and_to_18() {
-    let (old, new) = (PostgresServer::shared(PgMajor::V15), PostgresServer::shared(PgMajor::V18));
+    let (old, new) = (
+        PostgresServer::shared(PgMajor::V15),
+        PostgresServer::shared(PgMajor::V18),
+    );
     let source = old.create_database("types").unwrap();
     let mut sql = String::from(
         "CREATE TYPE mood AS ENUM ('sad', 'o''k'); CREATE DOMAIN domain_of_mood AS mood; CREATE DOMAIN inner_domain AS int CHECK (VALUE > 0);
@@ -87,34 +103,64 @@ async fn p4_each_binary_type_comes_back_from_15_to_15_and_to_18() {
         sql.push_str(&format!("CREATE TABLE t{number} (v {name});"));
         sql.push_str(&format!("INSERT INTO t{number} VALUES (NULL);"));
         for value in *values {
-            sql.push_str(&format!("INSERT INTO t{number} VALUES ('{}');", value.replace('\'', "''")));
+            sql.push_str(&format!(
+                "INSERT INTO t{number} VALUES ('{}');",
+                value.replace('\'', "''")
+            ));
         }
     }
     source.psql(&sql).unwrap();
     let engine = engine_of_both();
     let (backup, report) = back_up(&engine, &source.url()).await;
     for (number, (name, _)) in VALUES.iter().enumerate() {
-        let object = report.objects.iter().find(|object| object.name == format!("public.t{number}"));
+        let object = report
+            .objects
+            .iter()
+            .find(|object| object.name == format!("public.t{number}"));
         assert_eq!(object.unwrap().format.as_deref(), Some("binary"), "{name}");
     }
     for server in [old, new] {
         let copy = server.create_database("types_copy").unwrap();
         let restored = restore(&engine, &backup, &report, &copy.url()).await;
         assert_eq!(restored.failed_statements, Vec::<String>::new());
-        let facts = engine.facts(&Attempt::new().context, &target(&copy.url()), &report).await.unwrap();
+        let facts = engine
+            .facts(&Attempt::new().context, &target(&copy.url()), &report)
+            .await
+            .unwrap();
         assert_eq!(mismatches(&report.objects, &facts), Vec::<String>::new());
         for (number, (name, _)) in VALUES.iter().enumerate() {
-            let query = format!("SET extra_float_digits = 3; SELECT v::text, v IS NULL FROM t{number} ORDER BY ctid");
-            assert_eq!(source.psql(&query).unwrap(), copy.psql(&query).unwrap(), "{name}");
+            let query = format!(
+                "SET extra_float_digits = 3; SELECT v::text, v IS NULL FROM t{number} ORDER BY ctid"
+            );
+            assert_eq!(
+                source.psql(&query).unwrap(),
+                copy.psql(&query).unwrap(),
+                "{name}"
+            );
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn types_with_numbers_of_other_objects_inside_are_copied_as_text() {
-    let source = PostgresServer::shared(PgMajor::V15).create_database("as_text").unwrap();
+    let source = PostgresServer::shared(PgMajor::V15)
+        .create_database("as_text")
+        .unwrap();
     let names = [
-        "int2vector", "oidvector", "regclass", "regproc", "regtype", "regclass[]", "mood[]", "pair[]", "inner_domain[]", "nested", "domain_of_moods", "xml", "aclitem", "hstore",
+        "int2vector",
+        "oidvector",
+        "regclass",
+        "regproc",
+        "regtype",
+        "regclass[]",
+        "mood[]",
+        "pair[]",
+        "inner_domain[]",
+        "nested",
+        "domain_of_moods",
+        "xml",
+        "aclitem",
+        "hstore",
     ];
     let mut sql = String::from(
         "CREATE EXTENSION hstore; CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN inner_domain AS int; CREATE DOMAIN domain_of_moods AS mood[];
@@ -126,7 +172,10 @@ async fn types_with_numbers_of_other_objects_inside_are_copied_as_text() {
     source.psql(&sql).unwrap();
     let (_, report) = back_up(&engine_of_both(), &source.url()).await;
     for (number, name) in names.iter().enumerate() {
-        let object = report.objects.iter().find(|object| object.name == format!("public.t{number}"));
+        let object = report
+            .objects
+            .iter()
+            .find(|object| object.name == format!("public.t{number}"));
         assert_eq!(object.unwrap().format.as_deref(), Some("text"), "{name}");
     }
 }
