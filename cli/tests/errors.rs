@@ -13,7 +13,12 @@ fn what_is_asked_for_wrongly_is_told_with_exit_code_2() {
         &["backup", "oracle://ann:hunter2@db/x"][..],
         &["backup", "no-such-database"],
         &["backup", "./missing.sqlite", "--name", "Not Valid"],
-        &["backup", "postgres://ann@127.0.0.1:1/x", "--password-from", "hunter2"],
+        &[
+            "backup",
+            "postgres://ann@127.0.0.1:1/x",
+            "--password-from",
+            "hunter2",
+        ],
         &["backup", "./missing.sqlite", "--max-rate", "fast"],
         &["backups", "--repository", "ftp://somewhere/else"],
         &["restore", "latest", "--to", "mysql://x/y"],

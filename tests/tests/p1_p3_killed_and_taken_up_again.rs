@@ -2,6 +2,8 @@
 //! A fleet in one process is killed at random moments of a backup and of a restore; the next one takes
 //! the job up within a lease and two seconds, and the store's own requests say what was sent again.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::HashMap,
     time::{Duration, Instant},

@@ -1,6 +1,8 @@
 //! P5: the store sees neither plaintext nor names. Every stored object, and the folder of the ledger's
 //! repository, is searched for what is in the source; and every stored object is damaged in turn.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},
