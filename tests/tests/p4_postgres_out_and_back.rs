@@ -1,6 +1,8 @@
 //! P4 for PostgreSQL, through the binary: backed up, proven in a private server, restored beside the
 //! source, and equal to it by `pg_dump`'s word. Types and odd objects are the engine's own suite's matter.
 
+#![allow(clippy::unwrap_used)]
+
 use fettler_tests::{
     Installation,
     servers::{PgMajor, PostgresServer},

@@ -34,7 +34,7 @@ pub(crate) async fn definitions_of_archive(
         .kill_on_drop(true);
     let mut entries = Entries::new(context.fingerprint_key);
     let ended = tools::run(command, "pg_restore", &context.stop, &mut |line| {
-        entries.line(line)
+        entries.line(line);
     })
     .await?;
     if !ended.status.success() {
