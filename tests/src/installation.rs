@@ -248,11 +248,14 @@ impl Drop for Running {
     }
 }
 
-/// The binary as this very source makes it: built once a test process, which is quick when it is
-/// built already.
+/// The binary as this very source makes it: the one that `FETTLER_TEST_BINARY` names (`tests/run` sets
+/// it to what its own build has made), otherwise built now.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(built) = std::env::var_os("FETTLER_TEST_BINARY") {
+            return PathBuf::from(built);
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .expect("the tests lie in the workspace");
