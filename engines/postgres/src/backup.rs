@@ -125,8 +125,23 @@ pub(crate) async fn backup(
     let roles = catalogue::roles(holder).await?;
     let tablespaces = catalogue::tablespaces(holder).await?;
     let sequences = catalogue::sequences(holder, &moment.relations).await?;
-    let dependencies = catalogue::dependencies(holder).await?;
-    store_bytes(sink, DEPENDENCIES_STREAM, dependencies.into_bytes()).await?;
+    let dependencies = Work {
+        table: None,
+        what: "reading what needs what".to_owned(),
+        sql: catalogue::COPY_DEPENDENCIES.to_owned(),
+        kind: WorkKind::Rows(Format::Text, Some(DEPENDENCIES_STREAM.to_owned())),
+        lock: None,
+    };
+    let reading = Reading::of(context, &context.stop);
+    into_stream(
+        holder,
+        &dependencies,
+        Format::Text,
+        &reading,
+        sink,
+        DEPENDENCIES_STREAM,
+    )
+    .await?;
     let schema = schema::with_catalogue(holder, definitions, &context.fingerprint_key).await?;
     let invalid_indexes = schema::invalid_indexes(holder).await?;
     let views = catalogue::materialized_views(&moment.relations);

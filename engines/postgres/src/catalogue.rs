@@ -2,7 +2,7 @@
 //! form rows can be copied. Everything here runs in the session that exported the snapshot, or in one that
 //! shares it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fettler_engine::EngineError;
 
@@ -587,38 +587,16 @@ pub(crate) async fn tablespaces(session: &mut Session) -> Result<Vec<String>, En
         .collect()
 }
 
-/// Which object needs which: `class object needed-class needed-object kind`, a line each.
-pub(crate) async fn dependencies(session: &mut Session) -> Result<String, EngineError> {
-    let rows = session
-        .query(
-            "SELECT classid, objid, refclassid, refobjid, deptype FROM pg_depend
-             WHERE objid >= 16384 OR refobjid >= 16384
-             UNION
-             -- A view or a rule needs what its rewrite rule needs.
-             SELECT 'pg_class'::regclass::oid, r.ev_class, d.refclassid, d.refobjid, 'n'
-             FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
-             WHERE d.deptype = 'n' AND (d.refclassid <> 'pg_class'::regclass OR d.refobjid <> r.ev_class)
-             ORDER BY 1, 2, 3, 4, 5",
-        )
-        .await
-        .map_err(|error| error.doing("reading what needs what"))?;
-    let mut text = String::new();
-    let mut seen = HashSet::new();
-    for row in &rows {
-        let line = format!(
-            "{}\t{}\t{}\t{}\t{}\n",
-            row.text(0)?,
-            row.text(1)?,
-            row.text(2)?,
-            row.text(3)?,
-            row.text(4)?
-        );
-        if seen.insert(line.clone()) {
-            text.push_str(&line);
-        }
-    }
-    Ok(text)
-}
+/// Copies which object needs which: `class object needed-class needed-object kind`, a line each.
+pub(crate) const COPY_DEPENDENCIES: &str = "COPY (
+    SELECT classid, objid, refclassid, refobjid, deptype FROM pg_depend
+    WHERE (objid >= 16384 OR refobjid >= 16384) AND (classid, objid) <> (refclassid, refobjid)
+    UNION
+    -- A view or a rule needs what its rewrite rule needs.
+    SELECT 'pg_class'::regclass::oid, r.ev_class, d.refclassid, d.refobjid, 'n'
+    FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+    WHERE d.deptype = 'n' AND (d.refclassid <> 'pg_class'::regclass OR d.refobjid <> r.ev_class)
+    ORDER BY 1, 2, 3, 4, 5) TO STDOUT (FORMAT text)";
 
 /// A setting's value, or nothing where the server does not know it.
 pub(crate) async fn setting(

@@ -21,8 +21,13 @@ pub(crate) struct ServerMessage {
 
 impl fmt::Display for ServerMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Details may hold values of rows ("Key (id)=(7) already exists"), so they stay out.
-        write!(f, "{} ({})", self.message, self.code)
+        // Details may hold values of rows ("Key (id)=(7) already exists"), so they stay out; and so does the value
+        // that a data exception names ("invalid input syntax for type integer: "x"").
+        let message = match self.message.split_once(": \"") {
+            Some((begin, _value)) if self.code.starts_with("22") => begin,
+            _ => &self.message,
+        };
+        write!(f, "{message} ({})", self.code)
     }
 }
 
@@ -141,6 +146,20 @@ mod tests {
     use fettler_model::ErrorClass;
 
     use super::*;
+
+    #[test]
+    fn p9_no_value_of_a_row_is_told() {
+        let message = ServerMessage {
+            code: "22P02".to_owned(),
+            message: "invalid input syntax for type integer: \"secret\"".to_owned(),
+            detail: "Failing row contains (secret).".to_owned(),
+            ..ServerMessage::default()
+        };
+        assert_eq!(
+            of_server("s", &message, "restoring t").to_string(),
+            "restoring t: invalid input syntax for type integer (22P02)"
+        );
+    }
 
     #[test]
     fn refusals_have_the_class_that_tells_the_worker_what_to_do() {

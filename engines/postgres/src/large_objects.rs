@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     /// Bytes that `lo_get` is asked for at once, where pages cannot be read.
     piece_bytes: u64,
     count: u64,
+    /// Before version 12 there is no such word, and it is what happens.
+    materialized: &'static str,
     /// Which groups of numbers hold objects.
     groups: Vec<u64>,
 }
@@ -54,6 +56,11 @@ pub(crate) async fn plan(
         // LOBLKSIZE in PostgreSQL's sources.
         page_bytes: server.block_bytes / 4,
         piece_bytes: PIECE_BYTES,
+        materialized: if server.major() >= 12 {
+            "MATERIALIZED"
+        } else {
+            ""
+        },
         count: 0,
         groups: Vec::with_capacity(rows.len()),
     };
@@ -120,13 +127,14 @@ impl Plan {
                 } else {
                     // Each step waits for the one before, so that no more than one object is open.
                     format!(
-                        "WITH opened AS MATERIALIZED (SELECT oid, lo_open(oid, 262144) AS handle
+                        "WITH opened AS {materialized} (SELECT oid, lo_open(oid, 262144) AS handle
                             FROM pg_catalog.pg_largeobject_metadata
                             WHERE oid BETWEEN '{from}'::oid AND '{to}'::oid),
-                         measured AS MATERIALIZED (SELECT oid, handle, lo_lseek64(handle, 0, 2) AS bytes FROM opened),
-                         closed AS MATERIALIZED (SELECT oid, bytes, lo_close(handle) FROM measured)
+                         measured AS {materialized} (SELECT oid, handle, lo_lseek64(handle, 0, 2) AS bytes FROM opened),
+                         closed AS {materialized} (SELECT oid, bytes, lo_close(handle) FROM measured)
                          SELECT oid, (at / {page})::int4, lo_get(oid, at, {piece})
                          FROM closed, generate_series(0, bytes - 1, {piece}) AS at ORDER BY 1, 2",
+                        materialized = self.materialized,
                         page = self.page_bytes,
                         piece = self.piece_bytes,
                     )

@@ -113,9 +113,15 @@ impl Tools {
         if let Some((_, tool)) = versions.into_iter().find(|(major, _)| *major >= at_least) {
             return Ok(tool);
         }
-        let remedy = format!(
-            "install PostgreSQL's client programs of version {at_least} or later (Debian: postgresql-client-{at_least}), or name their folder in {FOLDERS_VARIABLE}"
-        );
+        let remedy = if program == "postgres" {
+            format!(
+                "install PostgreSQL's server of version {at_least} or later (Debian: postgresql-{at_least}), name its folder of programs in {FOLDERS_VARIABLE}, or name a server for proofs"
+            )
+        } else {
+            format!(
+                "install PostgreSQL's client programs of version {at_least} or later (Debian: postgresql-client-{at_least}), or name their folder in {FOLDERS_VARIABLE}"
+            )
+        };
         let what = match newest {
             None => format!("{program} was not found; a server of version {at_least} needs it"),
             Some(newest) => format!(
