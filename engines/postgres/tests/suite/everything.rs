@@ -120,7 +120,8 @@ fn properties(server: &PostgresServer, database: &str) -> String {
 async fn p4_one_of_everything_comes_back_as_it_was() {
     for major in PgMajor::ALL {
         let server = PostgresServer::shared(major);
-        let source = make(server, &tag(), major == PgMajor::V18);
+        let tag = tag();
+        let source = make(server, &tag, major == PgMajor::V18);
         let engine = engine(major);
         let preflight = engine
             .preflight(
@@ -186,6 +187,11 @@ async fn p4_one_of_everything_comes_back_as_it_was() {
                 .objects
                 .iter()
                 .any(|object| object.kind == ObjectKind::LargeObjects)
+        );
+        let globals = String::from_utf8(backup.bytes("globals.sql").to_vec()).unwrap();
+        assert!(
+            globals.contains(&format!("CREATE ROLE \"owner {tag}\"")),
+            "{globals}"
         );
         assert!(
             report

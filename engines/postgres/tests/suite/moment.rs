@@ -9,9 +9,75 @@ use std::{
 };
 
 use fettler_engine::{BackupOptions, DatabaseEngine};
-use fettler_test_servers::{PgMajor, PostgresServer};
+use fettler_test_servers::{PgMajor, PostgresServer, wait_until};
 
-use crate::common::{Attempt, Memory, engine, restore, target};
+use crate::common::{Attempt, Memory, Watcher, engine, restore, target};
+
+/// Somebody who waits to change a table stands in the way of every new lock: the session that has one already
+/// reads the table then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p4_a_table_that_somebody_waits_to_change_is_read_nevertheless() {
+    let server = PostgresServer::shared(PgMajor::V15);
+    let source = server.create_database("waiting").unwrap();
+    source
+        .psql(
+            "CREATE TABLE large (id int, v text); INSERT INTO large SELECT n, repeat('x', 500) FROM generate_series(1, 20000) n;
+             CREATE TABLE changed (id int); INSERT INTO changed SELECT generate_series(1, 1000)",
+        )
+        .unwrap();
+    let mut sink = Memory::new();
+    let (name, begun) = (source.name().to_owned(), AtomicBool::new(false));
+    let waiting = Arc::new(std::sync::Mutex::new(None));
+    let kept = Arc::clone(&waiting);
+    sink.on_write = Some(Watcher(Arc::new(move |stream, _| {
+        if stream.starts_with("table/") && !begun.swap(true, Ordering::SeqCst) {
+            let child = server
+                .command("psql", &name)
+                .unwrap()
+                .args([
+                    "-q",
+                    "-c",
+                    "ALTER TABLE changed ADD COLUMN more int; TRUNCATE changed",
+                ])
+                .spawn()
+                .unwrap();
+            *kept.lock().unwrap() = Some(child);
+            wait_until(
+                "the change to wait for its lock",
+                std::time::Duration::from_secs(30),
+                || {
+                    server
+                        .psql(&name, "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")
+                        .unwrap()
+                        == "1"
+                },
+            )
+            .unwrap();
+        }
+        Ok(())
+    })));
+    let mut attempt = Attempt::new();
+    // The large table comes first, so that the other one's lock is asked for while the change waits.
+    attempt.context.parallel = 1;
+    let report = engine(PgMajor::V15)
+        .backup(
+            &attempt.context,
+            &target(&source.url()),
+            &BackupOptions::default(),
+            &sink,
+        )
+        .await
+        .unwrap();
+    let object = report
+        .objects
+        .iter()
+        .find(|object| object.name == "public.changed")
+        .unwrap();
+    assert_eq!(object.fingerprint.unwrap().rows, 1000);
+    assert_eq!(object.independent_rows, Some(1000));
+    let mut child = waiting.lock().unwrap().take().unwrap();
+    assert!(child.wait().unwrap().success());
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p4_while_rows_are_written_truncated_and_altered_the_copy_is_one_moment() {
