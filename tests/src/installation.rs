@@ -102,6 +102,12 @@ impl Installation {
         self.folder.path().join(name)
     }
 
+    /// The binary, for commands that run it in surroundings of their own.
+    #[must_use]
+    pub fn binary(&self) -> &'static Path {
+        binary()
+    }
+
     /// A command that is ready to run.
     pub fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(binary());

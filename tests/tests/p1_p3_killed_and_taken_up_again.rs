@@ -11,7 +11,7 @@ use std::{
 
 use fettler_tests::{
     Installation,
-    servers::{MinioServer, S3Proxy, wait_until},
+    servers::{MinioServer, S3Action, S3Proxy, S3Request, wait_until},
     sqlite,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -23,6 +23,8 @@ const KILLS: u32 = 6;
 const LEASE: Duration = Duration::from_secs(3);
 /// What promise P1 allows on top of a lease.
 const TAKEOVER: Duration = Duration::from_secs(2);
+/// Objects that are larger than this are packs: all others are small.
+const PACK_BYTES: u64 = 4 << 20;
 /// Packs that may be on their way when a worker dies.
 const PACKS_IN_FLIGHT: usize = 4;
 
@@ -57,9 +59,9 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
         // A slow store, so that there are moments to be killed in.
         proxy.decide(|request| {
             if request.method == "PUT" {
-                fettler_tests::servers::S3Action::Delay(Duration::from_millis(150))
+                S3Action::Delay(Duration::from_millis(150))
             } else {
-                fettler_tests::servers::S3Action::Forward
+                S3Action::Forward
             }
         });
         let before = proxy.requests().len();
@@ -88,6 +90,7 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
         let mut again = fettler.start(&["up"]);
         wait_until(
             "the job runs again or has ended",
+            // Longer than is allowed, so that a failure says how long it took.
             (LEASE + TAKEOVER) * 4,
             || {
                 let jobs = fettler.json(&["jobs", "--all"]);
@@ -111,7 +114,7 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
         // another name: the number of packs in all is what one backup needs, and those in flight.
         let packs: HashMap<String, usize> = proxy.requests()[before..]
             .iter()
-            .filter(|request| request.is_upload() && request.body_bytes > 4 << 20)
+            .filter(|request| request.is_upload() && request.body_bytes > PACK_BYTES)
             .fold(HashMap::new(), |mut all, request| {
                 *all.entry(request.key.clone()).or_default() += 1;
                 all
@@ -134,6 +137,77 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
         );
         proxy.forward_all();
     }
+}
+
+#[test]
+fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_by_the_next() {
+    let minio = MinioServer::start().unwrap();
+    minio.create_bucket("backups").unwrap();
+    let proxy = S3Proxy::start(minio.port()).unwrap();
+    let mut fettler = Installation::new()
+        .with_short_leases()
+        .with("FETTLER_REPOSITORY", "s3://backups/here");
+    for (name, value) in minio.env_via(&proxy.url()) {
+        fettler = fettler.with(name, value);
+    }
+    let source = fettler.path("bank.sqlite");
+    sqlite::make_bank(&source, 24 << 20);
+    let is_manifest =
+        |request: &S3Request| request.method == "PUT" && request.key.contains("/manifests/");
+    // The store never hears of the first manifest, and its client hears of nothing.
+    proxy.decide(move |request| {
+        if is_manifest(request) {
+            S3Action::Delay(Duration::from_secs(3600))
+        } else {
+            S3Action::Forward
+        }
+    });
+    let mut up = fettler.start(&["up"]);
+    fettler
+        .run(&["backup", source.to_str().unwrap(), "--detach"])
+        .done();
+    wait_until(
+        "the manifest is on its way",
+        Duration::from_secs(60),
+        || proxy.requests().iter().any(is_manifest),
+    )
+    .unwrap_or_else(|error| panic!("{error}: {}", up.log()));
+    up.kill_9();
+    let killed = Instant::now();
+    proxy.forward_all();
+    let uploaded = |request: &S3Request| request.is_upload() && request.body_bytes > PACK_BYTES;
+    let packs = proxy
+        .requests()
+        .iter()
+        .filter(|request| uploaded(request))
+        .count();
+    assert!(packs > 0);
+    assert_eq!(
+        fettler.json(&["backups"])["backups"],
+        serde_json::json!([]),
+        "nothing is half-listed"
+    );
+
+    let mut again = fettler.start(&["up"]);
+    wait_until("the backup succeeds", Duration::from_secs(60), || {
+        job(&fettler.json(&["jobs", "--all"]), "backup")["state"] == "succeeded"
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", again.log()));
+    assert!(
+        killed.elapsed() > LEASE - Duration::from_secs(1),
+        "its lease had not run out"
+    );
+    let packs_again = proxy
+        .requests()
+        .iter()
+        .filter(|request| uploaded(request))
+        .count();
+    assert_eq!(
+        packs, packs_again,
+        "no pack was sent again: all were durable"
+    );
+    assert_eq!(fettler.json(&["prove", "latest"])["proven"], true);
+    assert_eq!(again.terminate(), 0, "{}", again.log());
 }
 
 #[test]

@@ -76,10 +76,23 @@ impl Folder {
         path
     }
 
-    /// What a test saw, without what differs from run to run.
+    /// What a test saw, without what differs from run to run: the folder's path, and the widths of columns that hold it.
     pub fn tidy(&self, text: &str) -> String {
-        text.replace(&*self.root.path().to_string_lossy(), "ROOT")
+        let text = text.replace(&*self.root.path().to_string_lossy(), "ROOT");
+        let lines: Vec<String> = text.lines().map(columns).collect();
+        lines.join("\n")
     }
+}
+
+/// A line whose columns stand two spaces apart, whatever their widths; its indentation stays.
+fn columns(line: &str) -> String {
+    let text = line.trim_start();
+    let cells = text
+        .split("  ")
+        .map(str::trim)
+        .filter(|cell| !cell.is_empty());
+    let indentation = &line[..line.len() - text.len()];
+    format!("{indentation}{}", cells.collect::<Vec<_>>().join("  "))
 }
 
 /// Runs a command.

@@ -59,7 +59,7 @@ pub enum S3Action {
     Forward,
     /// Passes it on after a while.
     Delay(Duration),
-    /// Answers with this status; the store never hears of it.
+    /// Answers with this status; the store never hears of it. A success is a lie, as of a store that ignores what it was told.
     Answer(u16),
     /// Closes the connection; the store never hears of it.
     CutBefore,
@@ -213,7 +213,7 @@ impl State {
                     head.request_body()?
                         .pass(&mut from_client, &mut std::io::sink())?;
                     self.answered(request.number, status);
-                    to_client.write_all(refusal(status, &request).as_bytes())?;
+                    to_client.write_all(stand_in(status, &request).as_bytes())?;
                     continue;
                 }
                 S3Action::Delay(pause) => std::thread::sleep(pause),
@@ -276,14 +276,18 @@ impl State {
 }
 
 /// The answer in the store's place, in the store's own form.
-fn refusal(status: u16, request: &S3Request) -> String {
-    let body = format!(
-        "<?xml version=\"1.0\"?><Error><Code>Refused</Code><Message>status {status} on purpose</Message></Error>"
-    );
+fn stand_in(status: u16, request: &S3Request) -> String {
+    if (200..300).contains(&status) {
+        return format!(
+            "HTTP/1.1 {status} On Purpose\r\nETag: \"00000000000000000000000000000000\"\r\nContent-Length: 0\r\n\r\n"
+        );
+    }
     let body = if request.method == "HEAD" {
         String::new()
     } else {
-        body
+        format!(
+            "<?xml version=\"1.0\"?><Error><Code>Refused</Code><Message>status {status} on purpose</Message></Error>"
+        )
     };
     let length = body.len();
     format!(
