@@ -9,10 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
-    rand,
-};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use fettler_model::{Problem, Secret, SecretReference, TenantId};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -212,7 +209,7 @@ impl SealedSecrets {
             source,
         };
         let mut key = Zeroizing::new([0; KEY_BYTES]);
-        rand::fill(key.as_mut())
+        getrandom::fill(key.as_mut())
             .map_err(|_| failed(std::io::Error::other("the system gave no random bytes")))?;
         let draft = self
             .key_file

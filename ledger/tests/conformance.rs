@@ -28,6 +28,7 @@ macro_rules! conformance {
 conformance!(
     p1_a_job_is_there_once_it_was_accepted,
     p1_a_job_whose_worker_vanished_is_taken_up_again,
+    p1_a_lease_that_outlasts_the_word_of_its_worker_is_swept_when_it_ends,
     p1_nothing_is_rescued_while_its_lease_is_renewed,
     p2_what_a_superseded_attempt_writes_is_refused,
     p2_a_token_rises_with_every_attempt,

@@ -79,6 +79,7 @@ impl Fingerprint {
     }
 }
 
+#[inline]
 fn limbs(bytes: &[u8; 32]) -> [u64; 4] {
     let mut limbs = [0; 4];
     for (limb, chunk) in limbs.iter_mut().zip(bytes.chunks_exact(8)) {

@@ -89,10 +89,11 @@ impl ObjectName {
     }
 }
 
-/// Bits from the system's generator.
+/// Bits from the system's generator. The one of the cryptographic library mixes the timing of the processor in, which
+/// costs each process a tenth of a second.
 pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random generator works");
+    getrandom::fill(&mut bytes).expect("the system's random generator works");
     bytes
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct ChunkSizes {
 impl Default for ChunkSizes {
     fn default() -> Self {
         Self {
-            least: 64 << 10,
+            least: 128 << 10,
             average: 256 << 10,
             most: 1 << 20,
             pages: 64 << 10,

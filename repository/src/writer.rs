@@ -46,6 +46,9 @@ const BATCH_BYTES: usize = 2 << 20;
 /// Batches of one stream that are worked on at once.
 const BATCHES_IN_FLIGHT: usize = 2;
 
+/// Emptied batches that are kept for the next ones: memory that is new each time costs the system a fault a page.
+const BATCHES_KEPT: usize = 8;
+
 /// How often an announcement is renewed by itself.
 const RENEW_EVERY: Duration = Duration::from_secs(60);
 
@@ -217,6 +220,7 @@ struct Inner {
     content: Arc<Chunker>,
     known: Mutex<Known>,
     filling: tokio::sync::Mutex<Filling>,
+    emptied: Mutex<Vec<Vec<u8>>>,
     upload_parallel: u32,
     uploads: Arc<Semaphore>,
     unrecorded: Mutex<Vec<Recorded>>,
@@ -391,6 +395,7 @@ impl TenantRepository {
             content: Arc::new(Chunker::content(&self.sealer().keys, chunks)),
             known: Mutex::new(known),
             filling: tokio::sync::Mutex::default(),
+            emptied: Mutex::default(),
             upload_parallel,
             uploads: Arc::new(Semaphore::new(upload_parallel as usize)),
             unrecorded: Mutex::default(),
@@ -879,7 +884,11 @@ impl Inner {
         let (prepared, frames) = self
             .tenant
             .cpu()
-            .run(move || this.prepare(&batch, &ends))
+            .run(move || {
+                let prepared = this.prepare(&batch, &ends);
+                this.keep_batch(batch);
+                prepared
+            })
             .await;
         let is_new = |prepared: &Prepared| matches!(prepared, Prepared::New { .. });
         if !prepared.iter().any(is_new) {
@@ -907,6 +916,22 @@ impl Inner {
             });
         }
         Ok(entries)
+    }
+
+    /// An empty batch with room for [`BATCH_BYTES`].
+    fn new_batch(&self) -> Vec<u8> {
+        lock(&self.emptied)
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(BATCH_BYTES))
+    }
+
+    /// Keeps a batch that was worked on for another one to be filled.
+    fn keep_batch(&self, mut batch: Vec<u8>) {
+        let mut emptied = lock(&self.emptied);
+        if batch.capacity() == BATCH_BYTES && emptied.len() < BATCHES_KEPT {
+            batch.clear();
+            emptied.push(batch);
+        }
     }
 
     /// Hashes the chunks of a batch and frames those that are new. Runs in the pool.
@@ -1306,11 +1331,11 @@ impl StreamWriter {
         while !bytes.is_empty() {
             if self.pending.capacity() == 0 {
                 // Short streams take no more memory than they need.
-                self.pending.reserve(if bytes.len() < BATCH_BYTES / 4 {
-                    bytes.len()
+                self.pending = if bytes.len() < BATCH_BYTES / 4 {
+                    Vec::with_capacity(bytes.len())
                 } else {
-                    BATCH_BYTES
-                });
+                    self.inner.new_batch()
+                };
             }
             let room = BATCH_BYTES - self.pending.len();
             let part = bytes.len().min(room);
@@ -1373,7 +1398,7 @@ impl StreamWriter {
             .await;
         let end = ends.last().copied().unwrap_or(0);
         if !last {
-            self.pending = Vec::with_capacity(BATCH_BYTES);
+            self.pending = self.inner.new_batch();
             self.pending.extend_from_slice(&batch[end..]);
         }
         batch.truncate(end);

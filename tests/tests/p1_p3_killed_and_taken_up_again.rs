@@ -11,7 +11,7 @@ use std::{
 
 use fettler_tests::{
     Installation,
-    servers::{MinioServer, S3Action, S3Proxy, S3Request, wait_until},
+    servers::{MinioServer, PgMajor, PostgresServer, S3Action, S3Proxy, S3Request, wait_until},
     sqlite,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -210,28 +210,24 @@ fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_b
     assert_eq!(again.terminate(), 0, "{}", again.log());
 }
 
-#[test]
-fn a_restore_that_is_killed_is_taken_up_again_and_gives_the_source() {
-    let fettler = Installation::new().with_short_leases();
-    let source = fettler.path("bank.sqlite");
-    sqlite::make_bank(&source, 128 << 20);
-    fettler.run(&["backup", source.to_str().unwrap()]).done();
-    let mut dice = StdRng::seed_from_u64(7);
+/// Restores the newest backup again and again, each time into another target, and kills the fleet within
+/// the first `longest` of it.
+fn kill_restores(
+    fettler: &Installation,
+    seed: u64,
+    longest: Duration,
+    target: impl Fn(u32) -> String,
+    assert_equal: impl Fn(u32),
+) {
+    let mut dice = StdRng::seed_from_u64(seed);
     for round in 0..kills() {
-        let copy = fettler.path(&format!("copy-{round}.sqlite"));
         let mut up = fettler.start(&["up"]);
         fettler
-            .run(&[
-                "restore",
-                "latest",
-                "--to",
-                copy.to_str().unwrap(),
-                "--detach",
-            ])
+            .run(&["restore", "latest", "--to", &target(round), "--detach"])
             .done();
-        let moment = Duration::from_millis(dice.random_range(0..600));
+        let moment = longest.mul_f64(dice.random_range(0.0..1.0));
         let began = Instant::now();
-        wait_until("the chosen moment", Duration::from_secs(2), || {
+        wait_until("the chosen moment", 2 * longest, || {
             began.elapsed() >= moment
         })
         .unwrap();
@@ -248,9 +244,64 @@ fn a_restore_that_is_killed_is_taken_up_again_and_gives_the_source() {
         })
         .unwrap_or_else(|error| panic!("{error}: {}", again.log()));
         assert_eq!(again.terminate(), 0, "{}", again.log());
-        assert!(
-            sqlite::content(&source) == sqlite::content(&copy),
-            "round {round} differs"
-        );
+        assert_equal(round);
     }
+}
+
+#[test]
+fn a_restore_that_is_killed_is_taken_up_again_and_gives_the_source() {
+    let fettler = Installation::new().with_short_leases();
+    let source = fettler.path("bank.sqlite");
+    sqlite::make_bank(&source, 128 << 20);
+    fettler.run(&["backup", source.to_str().unwrap()]).done();
+    let copy = |round| fettler.path(&format!("copy-{round}.sqlite"));
+    kill_restores(
+        &fettler,
+        7,
+        Duration::from_millis(600),
+        |round| copy(round).to_str().unwrap().to_owned(),
+        |round| {
+            let same = sqlite::content(&source) == sqlite::content(&copy(round));
+            assert!(same, "round {round} differs");
+        },
+    );
+}
+
+#[test]
+fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_source() {
+    let server = PostgresServer::shared(PgMajor::V15);
+    let source = server.create_database("bank").unwrap();
+    source
+        .psql(
+            "CREATE TABLE account (id int PRIMARY KEY, owner text NOT NULL);
+             CREATE TABLE entry (id bigint PRIMARY KEY, account int REFERENCES account, note text);
+             INSERT INTO account SELECT n, 'customer ' || n FROM generate_series(1, 5000) n;
+             INSERT INTO entry SELECT n, 1 + n % 5000, repeat(md5(n::text), 3) FROM generate_series(1, 200000) n;
+             CREATE INDEX ON entry (account); CREATE INDEX ON entry (note);",
+        )
+        .unwrap();
+    let fettler = Installation::new()
+        .with_short_leases()
+        .with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    fettler.run(&["backup", &source.url()]).done();
+    let copies: Vec<_> = (0..kills())
+        .map(|_| server.create_database("copy").unwrap())
+        .collect();
+    let content = "SELECT count(*), sum(hashtext(e::text)::bigint), (SELECT count(*) FROM account),
+                   (SELECT count(*) FROM pg_constraint WHERE connamespace = 'public'::regnamespace),
+                   (SELECT count(*) FROM pg_indexes WHERE schemaname = 'public') FROM entry e";
+    let expected = source.psql(content).unwrap();
+    kill_restores(
+        &fettler,
+        11,
+        Duration::from_millis(3000),
+        |round| copies[round as usize].url(),
+        |round| {
+            assert_eq!(
+                copies[round as usize].psql(content).unwrap(),
+                expected,
+                "round {round} differs"
+            );
+        },
+    );
 }

@@ -79,7 +79,7 @@ impl Folder {
     /// What a test saw, without what differs from run to run: the folder's path, and the widths of columns that hold it.
     pub fn tidy(&self, text: &str) -> String {
         let text = text.replace(&*self.root.path().to_string_lossy(), "ROOT");
-        let lines: Vec<String> = text.lines().map(columns).collect();
+        let lines: Vec<String> = text.split('\n').map(columns).collect();
         lines.join("\n")
     }
 }

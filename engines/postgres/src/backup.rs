@@ -19,7 +19,7 @@ use fettler_engine::{
     Target,
 };
 use fettler_model::{Fingerprint, ObjectFacts, ObjectKind, Warning};
-use futures::future::try_join_all;
+use futures::{future::try_join_all, try_join};
 use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -116,9 +116,11 @@ pub(crate) async fn backup(
         .collect();
     let archive = context.scratch.join(SCHEMA_STREAM);
     let (mut moment, dump) = fix_moment(engine, context, &params, &excluded, &archive).await?;
-    let definitions = schema::definitions_of_archive(context, &dump, &archive).await?;
-    store_file(context, sink, SCHEMA_STREAM, &archive).await?;
-    store_globals(context, &params, &dump, &mut moment, sink, &mut warnings).await?;
+    let (definitions, (), ()) = try_join!(
+        schema::definitions_of_archive(context, &dump, &archive),
+        store_file(context, sink, SCHEMA_STREAM, &archive),
+        store_globals(context, &params, &dump, &mut moment, sink, &mut warnings),
+    )?;
 
     let holder = &mut moment.holder;
     let database = catalogue::database(holder, &moment.server).await?;

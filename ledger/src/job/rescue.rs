@@ -70,9 +70,11 @@ impl Ledger {
             .collect::<Result<Vec<_>>>()?;
         let rescued = take_back(&mut transaction, now, &rows).await?;
         if rows.len() < PAGE {
+            // A job that it claimed after it was last heard of has a lease that is still to run out.
             transaction
                 .execute(
-                    "UPDATE worker SET swept = 1 WHERE alive_until < $1 AND swept = 0",
+                    "UPDATE worker SET swept = 1 WHERE alive_until < $1 AND swept = 0
+                     AND NOT EXISTS (SELECT 1 FROM job j WHERE j.state = 1 AND j.worker = worker.id)",
                     &[V::N(now.micros())],
                 )
                 .await?;

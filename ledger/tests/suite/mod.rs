@@ -207,6 +207,23 @@ pub async fn p1_a_job_whose_worker_vanished_is_taken_up_again(place: &Place) {
     );
 }
 
+pub async fn p1_a_lease_that_outlasts_the_word_of_its_worker_is_swept_when_it_ends(place: &Place) {
+    let ledger = place.open().await;
+    let id = submit(&ledger, request("noop")).await;
+    let lease = 5 * SHORT;
+    let lost = claim_one(&ledger, lease).await;
+    let kinds = room("worker", SHORT).kinds;
+    ledger
+        .announce_worker("worker", &kinds, SHORT)
+        .await
+        .unwrap();
+    let claimed = Instant::now();
+    let rescued = rescue_one(&ledger).await;
+    assert_eq!((rescued.job, rescued.token), (id, lost.token));
+    // Not only when everything is looked through, as it is now and then.
+    assert!(claimed.elapsed() < lease + Duration::from_secs(10));
+}
+
 pub async fn p1_nothing_is_rescued_while_its_lease_is_renewed(place: &Place) {
     let ledger = place.open().await;
     submit(&ledger, request("noop")).await;
