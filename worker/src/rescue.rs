@@ -17,8 +17,10 @@ use tokio::sync::broadcast;
 
 use crate::{Shared, artefact::RecordedArtefact, ports::as_jobs_see_it};
 
-/// How often leases are looked at: a job is taken up again within this time after its lease.
+/// How often leases are looked at, at least: a job is taken up again within this time after its lease.
 const RESCUE_EVERY: Duration = Duration::from_secs(1);
+/// How many times they are looked at within one lease, at least.
+const RESCUES_A_LEASE: u32 = 10;
 /// How often deadlines and parked jobs are looked at.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 /// How often what was left is looked for when nothing says that there is something.
@@ -34,7 +36,7 @@ const UNKNOWN_SCRATCH_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Takes back what was lost, until dropped.
 pub(crate) async fn rescue(shared: Arc<Shared>) {
-    let mut every = tokio::time::interval(RESCUE_EVERY);
+    let mut every = tokio::time::interval(RESCUE_EVERY.min(shared.timing.lease / RESCUES_A_LEASE));
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut away = false;
     loop {
