@@ -303,3 +303,36 @@ fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_sour
         },
     );
 }
+
+#[test]
+fn a_backup_that_is_cancelled_leaves_no_announcement_and_is_never_listed() {
+    let fettler = Installation::new();
+    let source = fettler.path("bank.sqlite");
+    sqlite::make_bank(&source, 64 << 20);
+    let announcements = || {
+        let found = std::process::Command::new("find")
+            .arg(fettler.folder().join("repository"))
+            .args(["-path", "*/announcements/*", "-type", "f"])
+            .output()
+            .unwrap();
+        String::from_utf8(found.stdout).unwrap().lines().count()
+    };
+    let mut running = fettler.start(&["backup", source.to_str().unwrap(), "--max-rate", "4MB"]);
+    wait_until("it is announced", Duration::from_secs(60), || {
+        announcements() == 1
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", running.log()));
+    let id = job(&fettler.json(&["jobs", "--all"]), "backup")["id"].clone();
+    fettler.json(&["jobs", "cancel", id.as_str().unwrap()]);
+    assert_eq!(
+        running.wait(Duration::from_secs(60)),
+        1,
+        "{}",
+        running.log()
+    );
+    assert_eq!(announcements(), 0);
+    let jobs = fettler.json(&["jobs", "--all"]);
+    assert_eq!(job(&jobs, "backup")["state"], "cancelled", "{jobs:#}");
+    assert_eq!(fettler.json(&["backups"])["backups"], serde_json::json!([]));
+    assert_eq!(fettler.json(&["check"])["ok"], true);
+}

@@ -17,10 +17,12 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 use fettler_engine::{BackupOptions, DatabaseEngine, Identity, PreflightLevel, Target};
 use fettler_model::{
-    BackupFacts, BackupId, ExclusionClass, JobId, JobRequest, Priority, Problem, SlotClass,
-    Timestamp, Warning,
+    BackupFacts, BackupId, ErrorClass, ExclusionClass, JobId, JobRequest, Priority, Problem,
+    SlotClass, Timestamp, Warning,
 };
-use fettler_repository::{BackupWriter, BeginBackup, Begun, Manifest, ManifestBody, Parent};
+use fettler_repository::{
+    BackupWriter, BeginBackup, Begun, Fence, Manifest, ManifestBody, Parent, TenantRepository,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +162,15 @@ impl JobKind for Backup {
                     arguments: &arguments,
                     fingerprint_key: repository.fingerprint_key(),
                 };
-                job.read_and_commit(writer, &mut warnings).await?
+                match job.read_and_commit(writer, &mut warnings).await {
+                    Ok(manifest) => manifest,
+                    Err(problem) => {
+                        if matches!(problem.class, ErrorClass::Cancelled | ErrorClass::Permanent) {
+                            abandon(context, &repository).await;
+                        }
+                        return Err(problem);
+                    }
+                }
             }
         };
 
@@ -191,6 +201,18 @@ impl JobKind for Backup {
             warnings: facts.warnings,
             proof_job,
         })
+    }
+}
+
+/// Gives a backup up that no attempt will go on with: what it stored need not wait for a collection to notice.
+async fn abandon(context: &JobContext, repository: &TenantRepository) {
+    // A newer attempt may go on with it.
+    if context.repository_fence().check().await.is_err() {
+        return;
+    }
+    let id = BackupId::of_job(context.job.id);
+    if let Err(error) = repository.abandon(id, "its job ended without it").await {
+        tracing::warn!(%error, "what the backup stored is left for a later collection to find");
     }
 }
 

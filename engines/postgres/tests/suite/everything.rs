@@ -1,6 +1,6 @@
 //! One of everything, out and back: `pg_dump` says the same of source and copy, and so does a proof (P4).
 //!
-//! `FETTLER_TEST_SCALE` multiplies the size: 1 is some tens of megabytes, 60 makes about 2 GB with a value of 300 MB.
+//! `FETTLER_TEST_SCALE` multiplies the size: 1 is some tens of megabytes, 100 makes about 2 GB with a value of 300 MB.
 
 use std::{
     collections::BTreeMap,
