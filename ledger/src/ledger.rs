@@ -161,6 +161,19 @@ impl Ledger {
         self.inner.shared.wake.wakeups()
     }
 
+    /// The jobs that commits of this handle make claimable, batch by batch: submitted, due, handed back, woken
+    /// where they were parked. A listener that fell behind (`Lagged`) reads [`Ledger::queued_page`].
+    #[must_use]
+    pub fn readied(&self) -> broadcast::Receiver<Vec<JobId>> {
+        self.inner.store.ready.subscribe()
+    }
+
+    /// The time in which a waiting job rises one priority level (rule 16).
+    #[must_use]
+    pub fn ageing(&self) -> Duration {
+        self.inner.shared.options.ageing
+    }
+
     /// Tells this process that jobs may be claimable, as another process said (the socket of `up`).
     pub fn poke(&self) {
         self.inner.shared.wake.poke();

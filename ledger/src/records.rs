@@ -224,6 +224,28 @@ pub struct ClaimRequest {
     pub only: Option<Vec<JobId>>,
 }
 
+/// A claimable job, as a queue has to know it (rule 13).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedJob {
+    /// The job.
+    pub id: JobId,
+    /// The number of its last attempt.
+    pub attempt: u32,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Its kind.
+    pub kind: JobKindName,
+    /// The version of its kind.
+    pub kind_version: u32,
+    /// Which slot it takes.
+    pub slot: SlotClass,
+    /// Its place in the order of claims, smaller first: the time from which its age counts, less one ageing
+    /// interval for each priority level.
+    pub rank: Timestamp,
+}
+
 /// A job that the worker owns until the lease ends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claimed {

@@ -9,12 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fettler_model::Timestamp;
+use fettler_model::{JobId, Timestamp};
 use sqlx::{
     Any, AnyConnection, AnyPool, AssertSqlSafe, Row as _,
     any::{AnyConnectOptions, AnyPoolOptions, AnyRow},
     pool::PoolConnection,
 };
+use tokio::sync::broadcast;
 use url::Url;
 
 use crate::{LedgerError, LedgerOptions, Result, dialect::Dialect, migrate};
@@ -30,6 +31,8 @@ const LOCK_WAIT_SECONDS: u32 = 20;
 const IDLE_IN_TRANSACTION_SECONDS: u32 = 60;
 /// How often an opening is tried again while another process holds the SQLite file.
 const OPEN_TRIES: u32 = 20;
+/// How many commits a slow listener to [`Store::ready`] may be behind before it has to read what it missed.
+const READY_COMMITS: usize = 1024;
 
 /// The ledger's database.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct Store {
     readers: AnyPool,
     /// When the database was last found to be away (rule 5).
     outage: Mutex<Option<Instant>>,
+    /// The jobs that each commit has made claimable: what a queue has to hear of.
+    pub(crate) ready: broadcast::Sender<Vec<JobId>>,
 }
 
 impl Store {
@@ -90,6 +95,7 @@ impl Store {
             writers: pool(1),
             readers: pool(options.connections.max(2) - 1),
             outage: Mutex::new(None),
+            ready: broadcast::channel(READY_COMMITS).0,
         };
         store.migrate().await?;
         Ok(store)
@@ -129,6 +135,7 @@ impl Store {
             writers: pool.clone(),
             readers: pool,
             outage: Mutex::new(None),
+            ready: broadcast::channel(READY_COMMITS).0,
         };
         store.migrate().await?;
         Ok(store)
@@ -165,6 +172,8 @@ impl Store {
             inner: transaction,
             dialect: self.dialect,
             doing,
+            ready: Vec::new(),
+            tell: self.ready.clone(),
         })
     }
 
@@ -211,6 +220,9 @@ pub(crate) struct Transaction {
     inner: sqlx::Transaction<'static, Any>,
     pub(crate) dialect: Dialect,
     doing: &'static str,
+    /// The jobs that become claimable with its commit.
+    pub(crate) ready: Vec<JobId>,
+    tell: broadcast::Sender<Vec<JobId>>,
 }
 
 impl Transaction {
@@ -228,7 +240,12 @@ impl Transaction {
         self.inner
             .commit()
             .await
-            .map_err(|error| database_error(doing, error))
+            .map_err(|error| database_error(doing, error))?;
+        if !self.ready.is_empty() {
+            // Nobody listens where the ledger is its own queue.
+            let _nobody_listens = self.tell.send(self.ready);
+        }
+        Ok(())
     }
 
     /// Runs a statement and says how many rows it changed.

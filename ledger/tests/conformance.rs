@@ -50,6 +50,8 @@ conformance!(
     rule_10_a_reader_of_events_that_resumes_misses_none,
     rule_12_an_idempotency_key_gives_the_same_job_and_refuses_another_request,
     rule_12_a_job_that_ends_is_seen_exactly_once,
+    rule_15_claimable_jobs_are_read_in_pages_in_the_order_of_claims,
+    rule_15_a_commit_names_the_jobs_that_it_made_claimable,
     rule_16_a_waiting_job_rises_with_its_age,
     rule_17_two_records_of_one_database_exclude_each_other,
     rule_17_an_identity_that_is_found_while_both_run_makes_one_step_back,

@@ -4,7 +4,9 @@ use std::fmt;
 
 use async_trait::async_trait;
 use fettler_ledger::{ClaimRequest, ClaimedBatch, JobRecord, LedgerError};
-use fettler_model::{ErrorClass, JobId, JobKindName, Priority, Problem, TenantId};
+use fettler_model::{
+    ErrorClass, JobId, JobKindName, Priority, Problem, SlotClass, TenantId, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -24,6 +26,10 @@ pub struct WireItem {
     pub kind: JobKindName,
     /// The version of its kind.
     pub kind_version: u32,
+    /// Which of a worker's slots it takes (rule 17).
+    pub slot: SlotClass,
+    /// When its age begins to count (rule 16).
+    pub since: Timestamp,
 }
 
 impl From<&JobRecord> for WireItem {
@@ -35,6 +41,10 @@ impl From<&JobRecord> for WireItem {
             priority: job.priority,
             kind: job.kind.clone(),
             kind_version: job.kind_version,
+            slot: job.slot,
+            since: job
+                .not_before
+                .map_or(job.submitted, |at| at.max(job.submitted)),
         }
     }
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, MinIO, sqlite3, and a Python environment for the
-# tools that read a backup without Fettler. Only what is missing is installed, so that a second run costs next to nothing.
+# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, MinIO, sqlite3, and a Python environment
+# for the tools that read a backup without Fettler. Only what is missing is installed, so that a second run costs next to nothing.
 #
 #   tests/servers/install.sh            install what is missing
 #   tests/servers/install.sh --folder   print the folder that things are unpacked below, and stop
@@ -69,6 +69,7 @@ wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
 
 missing_packages=()
 [ -x "$postgres_15/postgres" ] || missing_packages+=(postgresql-15)
+[ -x /usr/bin/redis-server ] || missing_packages+=(redis-server)
 have sqlite3 || missing_packages+=(sqlite3)
 have openssl || missing_packages+=(openssl)
 have setpriv || missing_packages+=(util-linux)
@@ -93,7 +94,7 @@ apt_install() {
 }
 
 # Debian's package makes a cluster and starts it on port 5432. Tests want the programs alone, so that is switched off while
-# the package is installed; the machine's own setting is put back.
+# the package is installed; the machine's own setting is put back. The Redis that its package starts on port 6379 is stopped.
 install_packages() {
     local settings=/etc/postgresql-common/createcluster.conf
     case " ${missing_packages[*]} " in
@@ -107,6 +108,15 @@ install_packages() {
             trap - EXIT
             ;;
         *) apt_install "${missing_packages[@]}" ;;
+    esac
+    case " ${missing_packages[*]} " in
+        *' redis-server '*)
+            if [ -d /run/systemd/system ]; then
+                systemctl -q disable --now redis-server
+            else
+                invoke-rc.d redis-server stop >&2 || say "warning: the Redis of Debian's package may run on port 6379"
+            fi
+            ;;
     esac
 }
 

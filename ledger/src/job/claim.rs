@@ -192,15 +192,20 @@ impl Ledger {
 /// Makes delayed jobs claimable whose time has come.
 async fn promote(transaction: &mut Transaction, now: Timestamp) -> Result<()> {
     let skip_locked = transaction.dialect.skip_locked();
-    transaction
-        .execute(
+    let promoted = transaction
+        .rows(
             format!(
                 "UPDATE job SET lane = 0, wait = 0
-                 WHERE id IN (SELECT id FROM job WHERE lane = 1 AND due <= $1 ORDER BY due LIMIT {PROMOTED} {skip_locked})"
+                 WHERE id IN (SELECT id FROM job WHERE lane = 1 AND due <= $1 ORDER BY due LIMIT {PROMOTED} {skip_locked})
+                 RETURNING id"
             ),
             &[V::N(now.micros())],
         )
         .await?;
+    for row in &promoted {
+        let id = Fields::of(row, DOING).parsed("id")?;
+        transaction.ready.push(id);
+    }
     Ok(())
 }
 

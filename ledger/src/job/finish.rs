@@ -10,7 +10,7 @@ use super::{COMMON, Row, id_list};
 use crate::{
     Result, codes,
     dialect::Column,
-    row::json_text,
+    row::{Fields, json_text},
     store::{Transaction, V},
 };
 
@@ -140,7 +140,7 @@ pub(super) async fn requeue(
         Some((at, wait)) => (codes::LANE_DELAYED, Some(at.micros()), wait),
         None => (codes::LANE_OPEN, None, codes::WAIT_NONE),
     };
-    transaction
+    let requeued = transaction
         .execute(
             "UPDATE job SET state = 0, lane = $1, due = $2, wait = $3, problem = $4, tries = $5, lost = $6, died = $7,
                     isolated = $8, holds = NULL, lease_until = NULL, progress = NULL
@@ -159,6 +159,9 @@ pub(super) async fn requeue(
             ],
         )
         .await?;
+    if requeued > 0 && lane == codes::LANE_OPEN {
+        transaction.ready.push(row.id());
+    }
     transaction
         .execute(
             "INSERT INTO attempt (job, number, token, worker, started, ended, outcome, problem)
@@ -219,15 +222,20 @@ pub(super) async fn release(
 pub(crate) async fn wake_first(transaction: &mut Transaction, name: &str) -> Result<bool> {
     let skip_locked = transaction.dialect.skip_locked();
     let woken = transaction
-        .execute(
+        .rows(
             format!(
                 "UPDATE job SET lane = 0, parked_at = NULL
-                 WHERE id = (SELECT id FROM job WHERE lane = 2 AND parked_at = $1 ORDER BY rank, id LIMIT 1 {skip_locked})"
+                 WHERE id = (SELECT id FROM job WHERE lane = 2 AND parked_at = $1 ORDER BY rank, id LIMIT 1 {skip_locked})
+                 RETURNING id"
             ),
             &[V::T(name)],
         )
         .await?;
-    Ok(woken > 0)
+    for row in &woken {
+        let id = Fields::of(row, transaction.doing()).parsed("id")?;
+        transaction.ready.push(id);
+    }
+    Ok(!woken.is_empty())
 }
 
 /// A queued job that was next in line at a resource has gone: the one behind it takes its turn, when

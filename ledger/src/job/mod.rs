@@ -5,6 +5,7 @@ mod claim;
 mod complete;
 mod control;
 mod finish;
+mod queued;
 mod read;
 mod rescue;
 mod submit;

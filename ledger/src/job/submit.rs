@@ -379,7 +379,15 @@ async fn insert(
                 due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, 0, 0, 0, 0, 0, 0
          FROM {source} v WHERE 1 = 1 {on_conflict}"
     );
-    transaction
+    let inserted = transaction
         .execute(sql, &[V::S(json_text(&rows)?), V::N(now.micros())])
-        .await
+        .await?;
+    if inserted > 0 {
+        let open = submissions
+            .iter()
+            .filter(|submission| submission.request.not_before.is_none_or(|at| at <= now))
+            .map(|submission| submission.id);
+        transaction.ready.extend(open);
+    }
+    Ok(inserted)
 }

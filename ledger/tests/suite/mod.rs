@@ -16,9 +16,9 @@ use fettler_ledger::{
 };
 use fettler_model::{
     AttemptOutcome, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseUrl, Engine,
-    ExclusionClass, JobId, JobRequest, JobState, PolicyId, PolicySpec, Priority, Problem, Progress,
-    ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId, TickOutcome, Timestamp,
-    WaitReason,
+    ExclusionClass, JobId, JobKindName, JobRequest, JobState, PolicyId, PolicySpec, Priority,
+    Problem, Progress, ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId, TickOutcome,
+    Timestamp, WaitReason,
 };
 pub use place::Place;
 use serde_json::json;
@@ -943,6 +943,132 @@ pub async fn rule_12_a_job_that_ends_is_seen_exactly_once(place: &Place) {
             .unwrap();
     }
     assert_eq!(reading.await.unwrap(), JobState::Succeeded);
+}
+
+pub async fn rule_15_claimable_jobs_are_read_in_pages_in_the_order_of_claims(place: &Place) {
+    let ledger = place.open().await;
+    let mut expected = Vec::new();
+    for priority in [Priority::Low, Priority::Highest, Priority::Normal] {
+        let mut level = Vec::new();
+        for _ in 0..3 {
+            let request = JobRequest {
+                priority,
+                ..request("noop")
+            };
+            level.push(submit(&ledger, request).await);
+        }
+        expected.push((priority, level));
+    }
+    expected.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+    let mut expected: Vec<JobId> = expected.into_iter().flat_map(|(_, level)| level).collect();
+    // What is not claimable is on no page: delayed, running, of another slot class or kind.
+    let later = JobRequest {
+        not_before: Some(ledger.now().await.unwrap().plus(LONG)),
+        ..request("noop")
+    };
+    submit(&ledger, later).await;
+    let long = JobRequest {
+        slot: SlotClass::Long,
+        ..request("noop")
+    };
+    let long = submit(&ledger, long).await;
+    submit(&ledger, request("other")).await;
+    let first = ClaimRequest {
+        long: 0,
+        short: 1,
+        ..room("worker", LONG)
+    };
+    let running = ledger.claim(&first).await.unwrap().jobs.remove(0);
+    assert_eq!(running.job.id, expected.remove(0));
+
+    let noop: JobKindName = "noop".parse().unwrap();
+    let kinds = ledger.queued_kinds().await.unwrap();
+    let other = "other".parse().unwrap();
+    assert_eq!(
+        kinds,
+        [
+            (SlotClass::Long, noop.clone()),
+            (SlotClass::Short, noop.clone()),
+            (SlotClass::Short, other)
+        ]
+    );
+    let (mut read, mut after) = (Vec::new(), None);
+    loop {
+        let page = ledger
+            .queued_page(SlotClass::Short, &noop, after, 3)
+            .await
+            .unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some((last.rank, last.id));
+        read.extend(page);
+    }
+    assert_eq!(read.iter().map(|job| job.id).collect::<Vec<_>>(), expected);
+    let ageing = ledger.ageing();
+    for job in &read {
+        let record = ledger.job(job.id).await.unwrap();
+        let levels = u32::try_from(record.priority.level()).unwrap();
+        assert_eq!(job.rank, record.submitted.minus(ageing * levels));
+        assert_eq!((job.attempt, job.kind_version), (0, 1));
+    }
+    let among = ledger
+        .queued_among(&[running.job.id, expected[0], long, JobId::new()])
+        .await
+        .unwrap();
+    let among: HashSet<JobId> = among.iter().map(|job| job.id).collect();
+    assert_eq!(among, HashSet::from([expected[0], long]));
+}
+
+pub async fn rule_15_a_commit_names_the_jobs_that_it_made_claimable(place: &Place) {
+    let ledger = place.open().await;
+    let mut readied = ledger.readied();
+    let mut named = move || {
+        let mut ids = Vec::new();
+        while let Ok(some) = readied.try_recv() {
+            ids.extend(some);
+        }
+        ids
+    };
+    // Submitted; not again when the same is asked for again.
+    let unique = JobRequest {
+        unique_key: Some("one".to_owned()),
+        ..request("noop")
+    };
+    let plain = submit(&ledger, unique.clone()).await;
+    assert!(ledger.submit(unique, None).await.unwrap().existing);
+    assert_eq!(named(), [plain]);
+    // Handed back.
+    let claimed = claim_one(&ledger, LONG).await;
+    assert_eq!(named(), []);
+    let back = failed(Problem::interrupted());
+    ledger.complete(fencing(&claimed), back).await.unwrap();
+    assert_eq!(named(), [plain]);
+    claim_one(&ledger, LONG).await;
+    // Delayed: when it is due, not before.
+    let later = JobRequest {
+        not_before: Some(ledger.now().await.unwrap().plus(SHORT)),
+        ..request("noop")
+    };
+    let later = submit(&ledger, later).await;
+    assert_eq!(named(), []);
+    eventually("the due time", || async {
+        let batch = ledger.claim(&room("worker", LONG)).await.unwrap();
+        (!batch.jobs.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(named(), [later]);
+    // Woken where it was parked.
+    let database = add_database(&ledger, "shop").await;
+    let first = submit(&ledger, backup_of(database)).await;
+    let second = submit(&ledger, backup_of(database)).await;
+    assert_eq!(named(), [first, second]);
+    let claimed = claim_one(&ledger, LONG).await;
+    assert_eq!(claimed.job.id, first);
+    assert_eq!(named(), []);
+    ledger
+        .complete(fencing(&claimed), succeeded())
+        .await
+        .unwrap();
+    assert_eq!(named(), [second]);
 }
 
 pub async fn rule_16_a_waiting_job_rises_with_its_age(place: &Place) {

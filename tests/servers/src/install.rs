@@ -10,6 +10,9 @@ const MACHINE_FOLDER: &str = "/var/lib/fettler-test-servers";
 /// Where Debian's package puts the programs of PostgreSQL 15.
 pub(crate) const POSTGRES_15: &str = "/usr/lib/postgresql/15/bin";
 
+/// Where Debian's package puts Redis.
+pub(crate) const REDIS_SERVER: &str = "/usr/bin/redis-server";
+
 /// The folder below which `install.sh` unpacks what is not a Debian package, as far as it holds anything. A test finds
 /// there, for instance, `python/bin/python` with the packages that `tools/read_backup.py` imports.
 ///

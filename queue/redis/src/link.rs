@@ -1,0 +1,261 @@
+//! The connection: made when it is needed, dropped at the first sign that it is dead, bounded in every wait. Whether Redis is
+//! there is one state that the whole process shares, so that its loss and its return are each said once (rule 14).
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+use fettler_queue::QueueError;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
+    RedisError, aio::MultiplexedConnection,
+};
+use tokio::sync::{Notify, watch};
+
+use crate::RedisQueueOptions;
+
+/// Whether Redis is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nobody knows yet.
+    Starting,
+    /// It answers, and its memory has this name.
+    Up { incarnation: Arc<str> },
+    /// It was there and is not, or never was.
+    Lost,
+}
+
+/// What all parts of a queue share.
+pub(crate) struct Link {
+    info: ConnectionInfo,
+    /// The node of a cluster that holds the keys, once another one has named it.
+    node: Mutex<Option<(String, u16)>>,
+    connection: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+    state: watch::Sender<State>,
+    bell: watch::Sender<u64>,
+    /// Jobs were not pushed, or the memory was found damaged: it has to be filled again.
+    missing: AtomicBool,
+    damaged: AtomicBool,
+    /// Wakes the keeper.
+    pub(crate) nudge: Notify,
+    pub(crate) base: String,
+    pub(crate) options: RedisQueueOptions,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("base", &self.base)
+            .field("state", &*self.state.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(options: RedisQueueOptions) -> Result<Self, QueueError> {
+        // No message repeats the URL: it may hold a password (P9).
+        let bad = |what: &str| QueueError::Unavailable {
+            doing: "reading its URL",
+            what: what.to_owned(),
+        };
+        let info =
+            options.url.as_str().into_connection_info().map_err(|_| {
+                bad("it is not of the form redis://host:port/ or rediss://host:port/")
+            })?;
+        Client::open(info.clone()).map_err(|error| bad(error.category()))?;
+        if options.fleet.is_empty() || options.fleet.contains(['{', '}', ' ', '\n']) {
+            return Err(bad("the fleet's name is empty or holds braces or spaces"));
+        }
+        Ok(Self {
+            info,
+            node: Mutex::default(),
+            connection: tokio::sync::Mutex::default(),
+            state: watch::Sender::new(State::Starting),
+            bell: watch::Sender::new(0),
+            missing: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            nudge: Notify::new(),
+            base: format!("fettler:{{{}}}:", options.fleet),
+            options,
+        })
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    pub(crate) fn states(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    pub(crate) fn bell(&self) -> watch::Receiver<u64> {
+        self.bell.subscribe()
+    }
+
+    /// Something may have arrived.
+    pub(crate) fn ring(&self) {
+        self.bell
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A client for the node that holds the keys.
+    pub(crate) fn client(&self) -> Result<Client, RedisError> {
+        let node = self
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let Some((host, port)) = node else {
+            return Client::open(self.info.clone());
+        };
+        let addr = match self.info.addr() {
+            ConnectionAddr::TcpTls {
+                insecure,
+                tls_params,
+                ..
+            } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        Client::open(self.info.clone().set_addr(addr))
+    }
+
+    /// The connection, made now where there is none.
+    pub(crate) async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let mut held = self.connection.lock().await;
+        if let Some(connection) = &*held {
+            return Ok(connection.clone());
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.options.connect_within))
+            .set_response_timeout(Some(self.options.answer_within));
+        let made = self
+            .client()?
+            .get_multiplexed_async_connection_with_config(&config)
+            .await;
+        if made.is_err() {
+            // The node may have gone from the cluster: the one that the settings name knows another.
+            *self.node.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        let connection = made?;
+        *held = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// The connection, where Redis is there, and the name of its memory.
+    pub(crate) async fn up(&self) -> Option<(MultiplexedConnection, Arc<str>)> {
+        let State::Up { incarnation } = self.state() else {
+            return None;
+        };
+        match self.connect().await {
+            Ok(connection) => Some((connection, incarnation)),
+            Err(error) => {
+                self.failed("connecting", &error).await;
+                None
+            }
+        }
+    }
+
+    /// Waits until it is known whether Redis is there, for as long as a connection may take.
+    pub(crate) async fn settled(&self) {
+        let mut states = self.states();
+        let known = states.wait_for(|state| *state != State::Starting);
+        // Not known in time is the same as lost.
+        let _late = tokio::time::timeout(self.options.connect_within, known).await;
+    }
+
+    /// A call failed: the connection is not used again, and the keeper looks for another.
+    pub(crate) async fn failed(&self, doing: &'static str, error: &RedisError) {
+        *self.connection.lock().await = None;
+        if let Some((node, _)) = error.redirect_node()
+            && let Some((host, port)) = node.rsplit_once(':')
+            && let Ok(port) = port.parse()
+        {
+            let mut known = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+            *known = Some((host.to_owned(), port));
+            drop(known);
+            tracing::debug!(%node, "a cluster named the node that holds the queue");
+            self.nudge.notify_one();
+            return;
+        }
+        if matches!(error.code(), Some("WRONGTYPE" | "ERR")) && doing != "connecting" {
+            self.damaged.store(true, SeqCst);
+        }
+        let was_up = self.state.send_if_modified(|state| {
+            let news = *state != State::Lost;
+            *state = State::Lost;
+            news
+        });
+        if was_up {
+            tracing::warn!(
+                doing,
+                %error,
+                "the queue's Redis was lost: jobs are taken from the ledger, slowly, until it is back"
+            );
+            // Workers that wait for a push take from the ledger now.
+            self.ring();
+        }
+        self.nudge.notify_one();
+    }
+
+    /// Redis answered, and its memory has this name.
+    pub(crate) fn is_up(&self, incarnation: &str) {
+        let mut was_lost = false;
+        let is_new = self.state.send_if_modified(|state| {
+            was_lost = *state == State::Lost;
+            let is_new =
+                !matches!(&*state, State::Up { incarnation: known } if **known == *incarnation);
+            if is_new {
+                *state = State::Up {
+                    incarnation: incarnation.into(),
+                };
+            }
+            is_new
+        });
+        if was_lost {
+            tracing::info!("the queue's Redis is back");
+        }
+        if is_new {
+            self.ring();
+        }
+    }
+
+    /// The memory is not the one that was known: the keeper looks at it now.
+    pub(crate) fn memory_changed(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Jobs could not be pushed: they are found by filling again.
+    pub(crate) fn missed(&self) {
+        self.missing.store(true, SeqCst);
+        self.nudge.notify_one();
+    }
+
+    pub(crate) fn take_missing(&self) -> bool {
+        self.missing.swap(false, SeqCst)
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged.load(SeqCst)
+    }
+
+    pub(crate) fn mended(&self) {
+        self.damaged.store(false, SeqCst);
+    }
+}
+
+/// An error of Redis as the queue's callers see it.
+pub(crate) fn unavailable(doing: &'static str, error: &RedisError) -> QueueError {
+    QueueError::Unavailable {
+        doing,
+        what: error.to_string(),
+    }
+}
