@@ -437,6 +437,26 @@ impl<'a> Collection<'a> {
         Ok(stored)
     }
 
+    /// An error unless a manifest that a collection saw, and this one did not, came or was forgotten since this
+    /// one looked.
+    async fn has_not_vanished(&mut self, manifest: ObjectName) -> Result<(), RepositoryError> {
+        let tenant = self.tenant;
+        // In the order in which a forgetting writes.
+        if tenant.has(Kind::Manifest, manifest).await?
+            || tenant.has(Kind::Forgotten, manifest).await?
+        {
+            return Ok(());
+        }
+        // A collection that took this one for dead may have tidied the record of the forgetting away.
+        self.may_go_on().await?;
+        Err(RepositoryError::CollectionStopped {
+            why: format!(
+                "{} was there at the last collection and has vanished without a record of its forgetting",
+                tenant.path(Kind::Manifest, manifest)
+            ),
+        })
+    }
+
     /// Deletes what was marked a grace time ago and still is not needed. Gives back what was marked and
     /// waits.
     async fn second_phase(
@@ -460,17 +480,10 @@ impl<'a> Collection<'a> {
                 }
                 Err(error) => return Err(stopped(error)),
             };
-            if let Some(vanished) = marks
-                .manifests
-                .iter()
-                .find(|name| !needs.manifests.contains(name) && !needs.forgotten.contains(name))
-            {
-                return Err(RepositoryError::CollectionStopped {
-                    why: format!(
-                        "{} was there at the last collection and has vanished without a record of its forgetting",
-                        tenant.path(Kind::Manifest, *vanished)
-                    ),
-                });
+            for name in &marks.manifests {
+                if !needs.manifests.contains(name) && !needs.forgotten.contains(name) {
+                    self.has_not_vanished(*name).await?;
+                }
             }
             if self.is_old(listed.modified) {
                 due.extend(marks.objects);
