@@ -5,7 +5,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fettler_ledger::{Ledger, LedgerError, QueuedJob};
@@ -34,6 +34,8 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAGES: usize = 20_000;
 /// How many ids are read from the ledger's commits before they are pushed.
 const MAX_PENDING: usize = 2_000;
+/// A damaged memory is emptied at most this often: where that does not help, jobs go on coming from the ledger.
+const MEND_EVERY: Duration = Duration::from_secs(60);
 /// How many weights are written at once.
 const MAX_WEIGHTS: usize = 500;
 
@@ -55,8 +57,10 @@ pub(crate) struct Keeper {
     ledger: Ledger,
     /// Who this process is among those that fill.
     holder: String,
-    /// The memory and the connection for which the weights were written.
+    /// The memory into which the weights were written.
     weighed: Option<String>,
+    /// When this process last emptied the memory.
+    mended: Option<Instant>,
 }
 
 impl Keeper {
@@ -66,6 +70,7 @@ impl Keeper {
             ledger,
             holder: uuid::Uuid::new_v4().to_string(),
             weighed: None,
+            mended: None,
         }
     }
 
@@ -111,12 +116,8 @@ impl Keeper {
     async fn round(&mut self) -> Result<(), Interrupted> {
         let link = self.link.clone();
         let mut connection = link.connect().await?;
-        if link.is_damaged() {
-            wipe(&mut connection, &link.base).await?;
-            link.mended();
-            tracing::warn!(
-                "the queue's Redis held what no push had written: it was emptied and is filled again"
-            );
+        if let Some(damaged) = link.take_damaged() {
+            self.mend(&mut connection, &damaged).await?;
         }
         let replication = replication_id(&mut connection).await?;
         let is_missing = link.take_missing();
@@ -163,6 +164,28 @@ impl Keeper {
         }
         scripts::end_filler(&mut connection, &link.base, &self.holder, done).await?;
         outcome.map(drop)
+    }
+
+    /// Empties a memory that was found damaged, unless somebody has done so already: it is filled again.
+    async fn mend(
+        &mut self,
+        connection: &mut MultiplexedConnection,
+        damaged: &str,
+    ) -> Result<(), RedisError> {
+        let now: Option<String> = redis::cmd("GET")
+            .arg(format!("{}incarnation", self.link.base))
+            .query_async(connection)
+            .await?;
+        let is_late = self.mended.is_some_and(|at| at.elapsed() < MEND_EVERY);
+        if is_late || now.as_deref() != Some(damaged) {
+            return Ok(());
+        }
+        self.mended = Some(Instant::now());
+        wipe(connection, &self.link.base).await?;
+        tracing::warn!(
+            "the queue's Redis held what no push had written: it was emptied and is filled again"
+        );
+        Ok(())
     }
 
     async fn weigh(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {

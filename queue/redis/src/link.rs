@@ -12,7 +12,7 @@ use std::{
 use fettler_queue::QueueError;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
-    RedisError, aio::MultiplexedConnection,
+    RedisError, TlsCertificates, aio::MultiplexedConnection,
 };
 use tokio::sync::{Notify, watch};
 
@@ -37,9 +37,10 @@ pub(crate) struct Link {
     connection: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     state: watch::Sender<State>,
     bell: watch::Sender<u64>,
-    /// Jobs were not pushed, or the memory was found damaged: it has to be filled again.
+    /// Jobs were not pushed: the memory has to be filled again.
     missing: AtomicBool,
-    damaged: AtomicBool,
+    /// The memory in which a script met what no push had written.
+    damaged: Mutex<Option<Arc<str>>>,
     /// Wakes the keeper.
     pub(crate) nudge: Notify,
     pub(crate) base: String,
@@ -66,7 +67,7 @@ impl Link {
             options.url.as_str().into_connection_info().map_err(|_| {
                 bad("it is not of the form redis://host:port/ or rediss://host:port/")
             })?;
-        Client::open(info.clone()).map_err(|error| bad(error.category()))?;
+        open(info.clone(), &options).map_err(|error| bad(error.category()))?;
         if options.fleet.is_empty() || options.fleet.contains(['{', '}', ' ', '\n']) {
             return Err(bad("the fleet's name is empty or holds braces or spaces"));
         }
@@ -77,7 +78,7 @@ impl Link {
             state: watch::Sender::new(State::Starting),
             bell: watch::Sender::new(0),
             missing: AtomicBool::new(false),
-            damaged: AtomicBool::new(false),
+            damaged: Mutex::default(),
             nudge: Notify::new(),
             base: format!("fettler:{{{}}}:", options.fleet),
             options,
@@ -110,7 +111,7 @@ impl Link {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let Some((host, port)) = node else {
-            return Client::open(self.info.clone());
+            return open(self.info.clone(), &self.options);
         };
         let addr = match self.info.addr() {
             ConnectionAddr::TcpTls {
@@ -125,7 +126,7 @@ impl Link {
             },
             _ => ConnectionAddr::Tcp(host, port),
         };
-        Client::open(self.info.clone().set_addr(addr))
+        open(self.info.clone().set_addr(addr), &self.options)
     }
 
     /// The connection, made now where there is none.
@@ -186,8 +187,10 @@ impl Link {
             self.nudge.notify_one();
             return;
         }
-        if matches!(error.code(), Some("WRONGTYPE" | "ERR")) && doing != "connecting" {
-            self.damaged.store(true, SeqCst);
+        if let State::Up { incarnation } = self.state()
+            && is_of_a_script(error)
+        {
+            *self.damaged.lock().unwrap_or_else(PoisonError::into_inner) = Some(incarnation);
         }
         let was_up = self.state.send_if_modified(|state| {
             let news = *state != State::Lost;
@@ -243,13 +246,32 @@ impl Link {
         self.missing.swap(false, SeqCst)
     }
 
-    pub(crate) fn is_damaged(&self) -> bool {
-        self.damaged.load(SeqCst)
+    /// The memory that was found damaged, told once.
+    pub(crate) fn take_damaged(&self) -> Option<Arc<str>> {
+        self.damaged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
+}
 
-    pub(crate) fn mended(&self) {
-        self.damaged.store(false, SeqCst);
+/// A client. It connects when it is used.
+fn open(info: ConnectionInfo, options: &RedisQueueOptions) -> Result<Client, RedisError> {
+    match (&options.root_certificate, info.addr()) {
+        (Some(certificate), ConnectionAddr::TcpTls { .. }) => Client::build_with_tls(
+            info,
+            TlsCertificates {
+                client_tls: None,
+                root_cert: Some(certificate.clone()),
+            },
+        ),
+        _ => Client::open(info),
     }
+}
+
+/// Whether a script met keys that it cannot work with, as opposed to a server that does not work just now.
+fn is_of_a_script(error: &RedisError) -> bool {
+    matches!(error.code(), Some("WRONGTYPE" | "ERR")) && error.to_string().contains("script")
 }
 
 /// An error of Redis as the queue's callers see it.

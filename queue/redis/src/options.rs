@@ -9,6 +9,8 @@ use fettler_model::TenantId;
 pub struct RedisQueueOptions {
     /// `redis://[user:password@]host:port/[database]`, or `rediss://` for TLS. Never shown.
     pub url: String,
+    /// The certificate (PEM) that signs Redis' own, where it is none that this machine trusts. For `rediss://` only.
+    pub root_certificate: Option<Vec<u8>>,
     /// The fleet's name: fleets of different names share a Redis without meeting. It is the hash tag of all keys.
     pub fleet: String,
     /// How many turns a tenant has for each of another's (rule 16); 1 where none is named.
@@ -39,6 +41,7 @@ impl RedisQueueOptions {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            root_certificate: None,
             fleet: "fettler".to_owned(),
             weights: BTreeMap::new(),
             connect_within: Duration::from_secs(2),

@@ -1,5 +1,7 @@
 //! Redis starts, keeps over `kill -9` only what it was asked to keep, and asks for its password.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
