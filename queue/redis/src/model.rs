@@ -196,7 +196,7 @@ async fn compare(url: &str, base: &str, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn rule_16_the_scripts_make_the_order_of_the_model(steps in steps()) {

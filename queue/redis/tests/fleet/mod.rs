@@ -18,7 +18,7 @@ use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
 use fettler_test_servers::{RedisOptions, RedisServer};
 
 /// Longer than anything takes on a busy machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
 
 /// The Redis that all tests of one binary share which leave it alone.
 fn shared() -> &'static RedisServer {
@@ -71,9 +71,12 @@ impl Fleet {
 
     /// A connection beside the queue's own.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(SOON))
+            .set_response_timeout(Some(SOON));
         redis::Client::open(self.options.url.as_str())
             .unwrap()
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&patient)
             .await
             .unwrap()
     }
