@@ -21,7 +21,7 @@ use fettler_model::{
     SlotClass, Timestamp, Warning,
 };
 use fettler_repository::{
-    BackupWriter, BeginBackup, Begun, Fence, Manifest, ManifestBody, Parent, TenantRepository,
+    BackupWriter, BeginBackup, Begun, Manifest, ManifestBody, Parent, TenantRepository,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
