@@ -5,7 +5,9 @@ use std::sync::Arc;
 use fettler_api::SocketClient;
 use fettler_config::{Loaded, Settings, Sources};
 use fettler_ledger::Ledger;
-use fettler_model::TenantId;
+use fettler_model::{JobId, TenantId};
+use fettler_queue::{Queue, WireItem};
+use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
 use fettler_repository::TenantRepository;
 use tokio::sync::OnceCell;
 
@@ -23,6 +25,7 @@ pub(crate) struct App {
     pub(crate) sources: Sources,
     pub(crate) loaded: Loaded,
     ledger: OnceCell<Ledger>,
+    queue: OnceCell<Option<Arc<RedisQueue>>>,
     services: OnceCell<Arc<LocalServices>>,
 }
 
@@ -59,6 +62,7 @@ impl App {
             sources,
             loaded,
             ledger: OnceCell::new(),
+            queue: OnceCell::new(),
             services: OnceCell::new(),
         }
     }
@@ -97,6 +101,38 @@ impl App {
                 Ok::<_, Failure>(ledger)
             })
             .await
+    }
+
+    /// The queue of the fleet, where the settings name one. Otherwise the ledger is the queue.
+    pub(crate) async fn queue(&self) -> Result<Option<Arc<dyn Queue>>, Failure> {
+        let queue = self
+            .queue
+            .get_or_try_init(|| async {
+                let settings = &self.settings().queue;
+                let Some(url) = &settings.url else {
+                    return Ok::<_, Failure>(None);
+                };
+                let options = RedisQueueOptions {
+                    fleet: settings.fleet.clone(),
+                    ..RedisQueueOptions::new(url)
+                };
+                let queue = RedisQueue::start(self.ledger().await?.clone(), options)?;
+                Ok(Some(Arc::new(queue)))
+            })
+            .await?;
+        Ok(queue.clone().map(|queue| queue as Arc<dyn Queue>))
+    }
+
+    /// Tells the fleet of a job that this process has submitted and will not wait for. What is not told here, a
+    /// worker finds in the ledger.
+    pub(crate) async fn push(&self, job: JobId) -> Result<(), Failure> {
+        if let Some(queue) = self.queue().await? {
+            let item = WireItem::from(&self.ledger().await?.job(job).await?);
+            if let Err(error) = queue.push(&[item]).await {
+                tracing::debug!(%error, "the queue was not told of the job");
+            }
+        }
+        Ok(())
     }
 
     /// What this process offers to jobs.

@@ -119,9 +119,10 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Print a script that completes commands in a shell
     Completions(CompletionsArgs),
-    /// Run single jobs in a process of their own
-    #[command(hide = true)]
+    /// Run jobs of the fleet until stopped: as many processes as there is work for
     Worker(WorkerArgs),
+    /// Run policies for the fleet until stopped: one leads, others stand by
+    Scheduler,
 }
 
 /// See [`Command::Demo`].
@@ -836,10 +837,10 @@ pub(crate) struct CompletionsArgs {
 /// See [`Command::Worker`].
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// The job that is run; no other is
+    /// Run this job only, and end with it
     #[arg(long, value_name = "JOB")]
-    pub(crate) only: JobId,
+    pub(crate) only: Option<JobId>,
     /// The attempt that another process has claimed for this one
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", requires = "only", hide = true)]
     pub(crate) token: Option<i64>,
 }

@@ -10,7 +10,10 @@ use crate::{
 
 /// Begins to log. Commands that show their progress themselves log warnings only, unless asked.
 pub(crate) fn start(settings: &LogSettings, cli: &Cli) -> Result<(), Failure> {
-    let is_service = matches!(cli.command, Command::Up(_) | Command::Worker(_));
+    let is_service = matches!(
+        cli.command,
+        Command::Up(_) | Command::Worker(_) | Command::Scheduler
+    );
     let filter = match (cli.global.verbose, is_service) {
         (0, true) => settings.filter.as_str(),
         // Our own progress and errors say it to people; the log would say it twice.

@@ -102,6 +102,7 @@ pub(crate) async fn detach(app: &App, asked: &Asked) -> Result<Exit, Failure> {
         .await?;
     let is_up = is_up(app).await;
     let job = submitted.job;
+    app.push(job).await?;
     app.output.result(
         &serde_json::json!({ "job": job, "kind": asked.kind, "state": "queued" }),
         || {
@@ -109,7 +110,7 @@ pub(crate) async fn detach(app: &App, asked: &Asked) -> Result<Exit, Failure> {
             if is_up {
                 format!("Job {short} is submitted; `fettler jobs watch {short}` follows it.")
             } else {
-                format!("Job {short} is queued, and runs once `fettler up` runs in this folder.")
+                format!("Job {short} is queued, and runs once `fettler up` runs in this folder, or a worker of the fleet.")
             }
         },
     );
@@ -210,16 +211,18 @@ pub(crate) async fn worker(app: &App) -> Result<WorkerBuilder, Failure> {
         }
         command
     };
-    Ok(
-        WorkerBuilder::new(&name, ledger, Arc::new(Registry::standard()), services)
-            .heartbeat_over(&url, fettler_ledger::LedgerOptions::default())
-            .slots(Slots {
-                long: settings.worker.long_slots as usize,
-                short: settings.worker.short_slots as usize,
-            })
-            .timing(timing(app))
-            .isolate(isolate),
-    )
+    let worker = WorkerBuilder::new(&name, ledger, Arc::new(Registry::standard()), services)
+        .heartbeat_over(&url, fettler_ledger::LedgerOptions::default())
+        .slots(Slots {
+            long: settings.worker.long_slots as usize,
+            short: settings.worker.short_slots as usize,
+        })
+        .timing(timing(app))
+        .isolate(isolate);
+    Ok(match app.queue().await? {
+        Some(queue) => worker.queue(queue),
+        None => worker,
+    })
 }
 
 /// The worker's times, as the settings have them.

@@ -21,6 +21,8 @@ pub struct Settings {
     pub tenant: TenantId,
     /// Where jobs, databases, policies and the catalogue of backups are kept.
     pub ledger: LedgerSettings,
+    /// How jobs reach workers on other machines.
+    pub queue: QueueSettings,
     /// Where backups go.
     pub repository: RepositorySettings,
     /// What opens the tenant's data key.
@@ -45,6 +47,26 @@ pub struct LedgerSettings {
     /// given.
     #[schemars(extend("x-secret" = "url"))]
     pub url: Option<String>,
+}
+
+/// How jobs reach workers on other machines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueueSettings {
+    /// `redis://host:port/database`, or `rediss://` for TLS; when not given the ledger itself is the queue.
+    #[schemars(extend("x-secret" = "url"))]
+    pub url: Option<String>,
+    /// The fleet's name: fleets of different names share a Redis without meeting.
+    pub fleet: String,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            fleet: "fettler".to_owned(),
+        }
+    }
 }
 
 /// Where the repository is.
@@ -245,6 +267,7 @@ impl Settings {
             folder: folder.to_path_buf(),
             tenant: TenantId::default_tenant(),
             ledger: LedgerSettings::default(),
+            queue: QueueSettings::default(),
             repository: RepositorySettings::default(),
             keys: KeySettings::default(),
             worker: WorkerSettings::default(),

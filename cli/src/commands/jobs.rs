@@ -342,6 +342,7 @@ async fn cancel(app: &App, arg: &JobArg) -> Outcome {
 async fn retry(app: &App, arg: &JobArg) -> Outcome {
     let record = find(app, arg).await?;
     let submitted = app.ledger().await?.retry(record.id).await?;
+    app.push(submitted.job).await?;
     let is_up = run::is_up(app).await;
     app.output.result(
         &json!({ "job": submitted.job, "retry_of": record.id, "existing": submitted.existing }),
@@ -350,7 +351,7 @@ async fn retry(app: &App, arg: &JobArg) -> Outcome {
             let how = if is_up {
                 format!("`fettler jobs watch {short}` follows it")
             } else {
-                "it runs once `fettler up` runs in this folder".to_owned()
+                "it runs once `fettler up` runs in this folder, or a worker of the fleet".to_owned()
             };
             format!("Job {short} does {} again: {how}.", record.id.short())
         },

@@ -1,10 +1,12 @@
-//! `fettler up`: scheduler, worker and socket in one process, for one folder, until it is stopped.
+//! The services, each until it is stopped: `fettler up` (scheduler, worker and socket in one process, for one folder), and
+//! the roles of a fleet, `fettler worker` and `fettler scheduler`, as many processes of each as there are to be.
 
 use std::{sync::Arc, time::Duration};
 
 use fettler_api::Socket;
 use fettler_jobs::Registry;
 use fettler_scheduler::{Scheduler, SchedulerOptions};
+use fettler_worker::Worker;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -18,11 +20,36 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &UpArgs) -> Outcome {
-    let mut signals = Signals::listen()?;
+    let signals = Signals::listen()?;
     let up = Up::start(app, !args.no_scheduler).await?;
+    let what = format!("fettler is up in {}", app.settings().folder.display());
+    serve(app, up, signals, &what).await
+}
+
+/// A worker of a fleet.
+pub(crate) async fn worker(app: &App) -> Outcome {
+    let signals = Signals::listen()?;
+    let mut up = Up::empty();
+    let worker = run::worker(app).await?.build();
+    let what = format!("The worker {} takes jobs", worker.id());
+    up.add_worker(worker);
+    serve(app, up, signals, &what).await
+}
+
+/// A scheduler of a fleet.
+pub(crate) async fn scheduler(app: &App) -> Outcome {
+    let signals = Signals::listen()?;
+    let mut up = Up::empty();
+    // What it submits is pushed by the queue that listens to this process's ledger.
+    app.queue().await?;
+    up.add_scheduler(app).await?;
+    let what = format!("The scheduler {} stands by", run::process_name(app));
+    serve(app, up, signals, &what).await
+}
+
+async fn serve(app: &App, up: Up, mut signals: Signals, what: &str) -> Outcome {
     app.output.notice(&format!(
-        "fettler is up in {} (process {}). Ctrl-C stops it in good order.",
-        app.settings().folder.display(),
+        "{what} (process {}). Ctrl-C stops it in good order.",
         std::process::id()
     ));
     let began = std::time::Instant::now();
@@ -49,59 +76,73 @@ pub(crate) struct Up {
     drain: CancellationToken,
     /// Stops the socket, which answers until the jobs have stopped.
     close: CancellationToken,
-    worker: tokio::task::Id,
-    _lock: UpLock,
+    worker: Option<tokio::task::Id>,
+    /// Held for as long as this runs.
+    lock: Option<UpLock>,
 }
 
 impl Up {
+    fn empty() -> Self {
+        Self {
+            parts: JoinSet::new(),
+            drain: CancellationToken::new(),
+            close: CancellationToken::new(),
+            worker: None,
+            lock: None,
+        }
+    }
+
     /// Starts all parts. Nothing else may run the folder.
     pub(crate) async fn start(app: &App, with_scheduler: bool) -> Result<Self, Failure> {
-        let lock = UpLock::take(&app.settings().folder)?;
+        let mut up = Self::empty();
+        up.lock = Some(UpLock::take(&app.settings().folder)?);
         let ledger = app.ledger().await?.clone();
         let worker = run::worker(app).await?.build();
         let live = worker.live_progress();
         let socket = Socket::open(&app.settings().socket())?;
-        let (drain, close) = (CancellationToken::new(), CancellationToken::new());
-        let mut parts = JoinSet::new();
-        let stop = close.clone();
-        let for_socket = ledger.clone();
-        parts.spawn(async move {
+        let stop = up.close.clone();
+        up.parts.spawn(async move {
             socket
-                .serve(for_socket, live, stop)
+                .serve(ledger, live, stop)
                 .await
                 .map_err(Failure::from)
         });
         if with_scheduler && app.settings().scheduler.enabled {
-            let settings = &app.settings().scheduler;
-            let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
-            let scheduler = Scheduler::new(
-                &run::process_name(app),
-                ledger,
-                Arc::new(Registry::standard()),
-                SchedulerOptions {
-                    lead: seconds(settings.lease_seconds),
-                    history_kept: seconds(86_400) * settings.history_days,
-                    history_bytes: u64::from(settings.history_megabytes) * 1_000_000,
-                    silent_after: seconds(settings.silent_after_seconds),
-                },
-            );
-            let stop = drain.clone();
-            parts.spawn(async move {
-                scheduler.run(stop).await;
-                Ok(())
-            });
+            up.add_scheduler(app).await?;
         }
-        let stop = drain.clone();
-        let worker = parts
+        up.add_worker(worker);
+        Ok(up)
+    }
+
+    async fn add_scheduler(&mut self, app: &App) -> Result<(), Failure> {
+        let settings = &app.settings().scheduler;
+        let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        let scheduler = Scheduler::new(
+            &run::process_name(app),
+            app.ledger().await?.clone(),
+            Arc::new(Registry::standard()),
+            SchedulerOptions {
+                lead: seconds(settings.lease_seconds),
+                history_kept: seconds(86_400) * settings.history_days,
+                history_bytes: u64::from(settings.history_megabytes) * 1_000_000,
+                silent_after: seconds(settings.silent_after_seconds),
+            },
+        );
+        let stop = self.drain.clone();
+        self.parts.spawn(async move {
+            scheduler.run(stop).await;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    fn add_worker(&mut self, worker: Worker) {
+        let stop = self.drain.clone();
+        let id = self
+            .parts
             .spawn(async move { worker.run(stop).await.map_err(Failure::from) })
             .id();
-        Ok(Self {
-            parts,
-            drain,
-            close,
-            worker,
-            _lock: lock,
-        })
+        self.worker = Some(id);
     }
 
     /// Stops all in good order.
@@ -113,7 +154,7 @@ impl Up {
                 Ok(part) => part,
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             };
-            if id == self.worker {
+            if Some(id) == self.worker {
                 self.close.cancel();
             }
             ended = ended.and(result);
@@ -139,7 +180,7 @@ impl Up {
                     }
                     // Without one part the others are of no use.
                     self.drain.cancel();
-                    if id == self.worker {
+                    if Some(id) == self.worker {
                         self.close.cancel();
                     }
                 }

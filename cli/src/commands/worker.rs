@@ -1,9 +1,10 @@
-//! `fettler worker --only JOB`: runs one job in this process and ends. A worker starts it for a job
-//! whose last attempt took its worker down with it (rule 7); the command line keeps it hidden.
+//! `fettler worker`: runs jobs of the fleet until it is stopped. With `--only` it runs one job and ends: a worker starts
+//! such a process for a job whose last attempt took its worker down with it (rule 7).
 
-use fettler_model::AttemptToken;
+use fettler_model::{AttemptToken, JobId};
 use tokio_util::sync::CancellationToken;
 
+use super::up;
 use crate::{
     app::App,
     args::WorkerArgs,
@@ -12,10 +13,17 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &WorkerArgs) -> Outcome {
+    match args.only {
+        Some(job) => only(app, job, args.token).await,
+        None => up::worker(app).await,
+    }
+}
+
+async fn only(app: &App, job: JobId, token: Option<i64>) -> Outcome {
     let builder = run::worker(app).await?;
-    let worker = match args.token {
-        Some(token) => builder.adopt(args.only, AttemptToken::from_value(token)),
-        None => builder.only(vec![args.only]),
+    let worker = match token {
+        Some(token) => builder.adopt(job, AttemptToken::from_value(token)),
+        None => builder.only(vec![job]),
     }
     .build();
     let stop = CancellationToken::new();

@@ -1,0 +1,153 @@
+//! The same binary as a fleet: scheduler and workers as processes of their own, over a ledger in PostgreSQL, Redis and an
+//! S3 store. Nothing is shared between them but those, and the passphrase.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use fettler_tests::{
+    Installation, Running,
+    servers::{
+        MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, TestDatabase, wait_until,
+    },
+    sqlite,
+};
+use serde_json::Value;
+
+struct Fleet {
+    minio: MinioServer,
+    redis: RedisServer,
+    ledger: TestDatabase,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let minio = MinioServer::start().unwrap();
+        minio.create_bucket("backups").unwrap();
+        Self {
+            minio,
+            redis: RedisServer::start(RedisOptions::new()).unwrap(),
+            ledger: PostgresServer::shared(PgMajor::V15)
+                .create_database("ledger")
+                .unwrap(),
+        }
+    }
+
+    /// One machine of it, with a folder of its own.
+    fn machine(&self) -> Installation {
+        let mut machine = Installation::new()
+            .with_short_leases()
+            .with("FETTLER_LEDGER__URL", self.ledger.url())
+            .with("FETTLER_QUEUE__URL", self.redis.url())
+            .with("FETTLER_REPOSITORY", "s3://backups/fleet")
+            .with("FETTLER_PASSPHRASE", "the fleet's own words");
+        for (name, value) in self.minio.env_via(&self.minio.url()) {
+            machine = machine.with(name, value);
+        }
+        machine
+    }
+}
+
+fn backups(machine: &Installation) -> Vec<Value> {
+    let all = machine.json(&["jobs", "--all"]);
+    let jobs = all["jobs"].as_array().unwrap();
+    let backups = jobs.iter().filter(|job| job["kind"] == "backup");
+    backups.cloned().collect()
+}
+
+fn wait_for_all(machine: &Installation, running: &[&Running]) {
+    wait_until("all backups succeed", Duration::from_secs(120), || {
+        backups(machine)
+            .iter()
+            .all(|job| job["state"] == "succeeded")
+    })
+    .unwrap_or_else(|error| {
+        let logs: String = running.iter().map(|running| running.log()).collect();
+        panic!("{error}: {:#?}\n{logs}", backups(machine));
+    });
+}
+
+#[test]
+fn a_worker_that_is_killed_hands_over_to_another_machine_and_redis_may_die() {
+    let mut fleet = Fleet::new();
+    let (client, first, second) = (fleet.machine(), fleet.machine(), fleet.machine());
+    let source = client.path("bank.sqlite");
+    sqlite::make_bank(&source, 24 << 20);
+    let source = source.to_str().unwrap();
+    let mut one = first.start(&["worker"]);
+    let mut two = second.start(&["worker"]);
+
+    client
+        .run(&["backup", source, "--detach", "--max-rate", "4MB"])
+        .done();
+    let mut at = String::new();
+    wait_until("a worker runs it", Duration::from_secs(60), || {
+        backups(&client)[0]["worker"]
+            .as_str()
+            .inspect(|worker| at = (*worker).to_owned())
+            .is_some()
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}{}", one.log(), two.log()));
+    let is_first = at.contains(&format!("-{}-", one.pid()));
+    let (dead, alive) = if is_first {
+        (&mut one, &mut two)
+    } else {
+        (&mut two, &mut one)
+    };
+    dead.kill_9();
+    wait_for_all(&client, &[alive]);
+    assert_eq!(backups(&client)[0]["attempts"], 2);
+
+    // Redis decides nothing: without it jobs run as well, and with it again.
+    fleet.redis.kill_9().unwrap();
+    client.run(&["backup", source, "--detach"]).done();
+    wait_for_all(&client, &[alive]);
+    fleet.redis.start_again().unwrap();
+    client.run(&["backup", source, "--detach"]).done();
+    wait_for_all(&client, &[alive]);
+    assert_eq!(backups(&client).len(), 3);
+    assert_eq!(client.json(&["prove", "latest"])["proven"], true);
+    assert_eq!(alive.terminate(), 0, "{}", alive.log());
+}
+
+#[test]
+fn one_scheduler_leads_another_takes_over_and_workers_on_other_machines_run_the_policy() {
+    let fleet = Fleet::new();
+    let (client, first) = (fleet.machine(), fleet.machine());
+    let second = fleet
+        .machine()
+        .with("FETTLER_SCHEDULER__LEASE_SECONDS", "2");
+    let source = client.path("bank.sqlite");
+    sqlite::make_bank(&source, 1 << 20);
+    client.json(&["database", "add", "bank", source.to_str().unwrap()]);
+    let worker = first.start(&["worker"]);
+    let mut leader = first.start(&["scheduler"]);
+    wait_until("a scheduler leads", Duration::from_secs(30), || {
+        leader.log().contains("leads")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", leader.log()));
+    let mut heir = second.start(&["scheduler"]);
+    assert_eq!(leader.terminate(), 0, "{}", leader.log());
+    wait_until("the other one leads", Duration::from_secs(60), || {
+        heir.log().contains("leads")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", heir.log()));
+    client.json(&[
+        "policy",
+        "add",
+        "often",
+        "--database",
+        "bank",
+        "--kind",
+        "backup",
+        "--cron",
+        "* * * * *",
+    ]);
+    wait_until("a backup by the policy", Duration::from_secs(120), || {
+        backups(&client)
+            .iter()
+            .any(|job| job["state"] == "succeeded")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}{}", heir.log(), worker.log()));
+    assert_eq!(heir.terminate(), 0, "{}", heir.log());
+}
