@@ -220,6 +220,7 @@ fn kill_restores(
     assert_equal: impl Fn(u32),
 ) {
     let mut dice = StdRng::seed_from_u64(seed);
+    let mut taken_up = 0;
     for round in 0..kills() {
         let mut up = fettler.start(&["up"]);
         fettler
@@ -232,20 +233,30 @@ fn kill_restores(
         })
         .unwrap();
         up.kill_9();
+        let killed = Timestamp::now();
         let mut again = fettler.start(&["up"]);
+        let mut ended = Value::Null;
         wait_until("the restore succeeds", Duration::from_secs(60), || {
-            let jobs = fettler.json(&["jobs", "--all"]);
-            jobs["jobs"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .filter(|job| job["kind"] == "restore")
-                .all(|job| job["state"] == "succeeded")
+            // The newest comes first.
+            ended = job(&fettler.json(&["jobs", "--all"]), "restore").clone();
+            ended["state"] == "succeeded"
         })
         .unwrap_or_else(|error| panic!("{error}: {}", again.log()));
+        // With one attempt it had ended before it was killed, or had not begun.
+        if ended["attempts"].as_u64() > Some(1) {
+            let started: Timestamp = ended["started"].as_str().unwrap().parse().unwrap();
+            let took = started.duration_since(killed);
+            assert!(
+                took.unsigned_abs() < LEASE + TAKEOVER,
+                "taken up after {took:?}"
+            );
+            taken_up += 1;
+        }
         assert_eq!(again.terminate(), 0, "{}", again.log());
         assert_equal(round);
     }
+    println!("{taken_up} of {} restores were killed while they ran", kills());
+    assert!(taken_up > 0, "no restore was killed while it ran");
 }
 
 #[test]
