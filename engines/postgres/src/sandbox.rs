@@ -845,47 +845,27 @@ impl<'a> Guard<'a> {
             }
             failed.extend(failures.words());
         };
-        let write = |name: &str, list: &[String]| {
-            let path = context.scratch.join(name);
-            fs::write(&path, list.join("\n"))
-                .map(|()| path.clone())
-                .map_err(|error| EngineError::local(format!("writing {}", path.display()), error))
-        };
-        if self.roles.is_none() {
-            let path = chosen
-                .map(|list| write("post-data.list", list))
-                .transpose()?;
-            keep(
-                archive
-                    .restore(
-                        context,
-                        own,
-                        Section::PostData,
-                        path.as_deref(),
-                        context.parallel,
-                    )
-                    .await?,
-            );
-            return Ok(failed);
-        }
-        // Indexes and keys are built with the rights of the tables' owners, who are no superusers any more. A check would
-        // run with ours; the owners of event triggers have to be superusers while these are made.
         let list = match chosen {
             Some(list) => list.to_vec(),
             None => archive.list(context, Some(Section::PostData)).await?,
         };
-        let (checks, list): (Vec<String>, Vec<String>) = list
-            .into_iter()
-            .partition(|line| entry_is(line, &["CHECK CONSTRAINT"]));
-        let (of_superusers, plain): (Vec<String>, Vec<String>) = list
-            .into_iter()
-            .partition(|line| entry_is(line, &["EVENT TRIGGER", "PUBLICATION"]));
+        // In a sandbox, indexes and keys are built with the rights of the tables' owners, who are no superusers any more. A
+        // check would run with ours; the owners of event triggers have to be superusers while these are made.
+        let apart = |list: Vec<String>, kinds: &[&str]| -> (Vec<String>, Vec<String>) {
+            let is_apart = |line: &String| self.roles.is_some() && entry_is(line, kinds);
+            list.into_iter().partition(is_apart)
+        };
+        let (checks, list) = apart(list, &["CHECK CONSTRAINT"]);
+        let (of_superusers, list) = apart(list, &["EVENT TRIGGER", "PUBLICATION"]);
+        let [built, attached, rest] = around_attachments(list);
         let without_rights = Login {
             params: self.params(&own.params),
             is_own: false,
         };
         let steps = [
-            (plain, own.clone(), context.parallel, false),
+            (built, own.clone(), context.parallel, false),
+            (attached, own.clone(), 1, false),
+            (rest, own.clone(), context.parallel, false),
             (checks, without_rights, 1, false),
             (of_superusers, own.clone(), 1, true),
         ];
@@ -893,7 +873,10 @@ impl<'a> Guard<'a> {
             if list.is_empty() {
                 continue;
             }
-            let path = write(&format!("post-data-{number}.list"), &list)?;
+            let path = context.scratch.join(format!("post-data-{number}.list"));
+            fs::write(&path, list.join("\n")).map_err(|error| {
+                EngineError::local(format!("writing {}", path.display()), error)
+            })?;
             if raised {
                 self.each_superuser(session, "SUPERUSER").await?;
             }
@@ -907,6 +890,24 @@ impl<'a> Guard<'a> {
         }
         Ok(failed)
     }
+}
+
+/// What is made before partitions of indexes are attached, the attachments, and the rest.
+///
+/// An index over partitions becomes valid with the attachment that completes it. Two sessions that complete two levels of
+/// it at the same moment each miss what the other does, and leave it invalid for good; so attachments come one after
+/// the other, and before the foreign keys that need a valid index.
+fn around_attachments(list: Vec<String>) -> [Vec<String>; 3] {
+    if !list.iter().any(|line| entry_is(line, &["INDEX ATTACH"])) {
+        return [list, Vec::new(), Vec::new()];
+    }
+    let (attached, list): (Vec<String>, Vec<String>) = list
+        .into_iter()
+        .partition(|line| entry_is(line, &["INDEX ATTACH"]));
+    let (built, rest) = list
+        .into_iter()
+        .partition(|line| entry_is(line, &["INDEX", "CONSTRAINT"]));
+    [built, attached, rest]
 }
 
 /// Whether a line of an archive's contents is of one of these kinds, or a comment on one.
@@ -991,6 +992,25 @@ mod tests {
             "6; 2620 7 TRIGGER public t guard postgres",
             &["EVENT TRIGGER"]
         ));
+    }
+
+    #[test]
+    fn partitions_of_indexes_are_attached_between_the_indexes_and_the_foreign_keys() {
+        let lines = |lines: &[&str]| -> Vec<String> {
+            lines.iter().map(|line| (*line).to_owned()).collect()
+        };
+        let index = "1; 1259 7 INDEX public parts_v ann";
+        let key = "2; 2606 8 CONSTRAINT public parts parts_pkey ann";
+        let attached = "3; 0 0 INDEX ATTACH public parts_2026_pkey ann";
+        let foreign = "4; 2606 9 FK CONSTRAINT public t t_fkey ann";
+        assert_eq!(
+            around_attachments(lines(&[index, key, attached, foreign])),
+            [lines(&[index, key]), lines(&[attached]), lines(&[foreign])]
+        );
+        assert_eq!(
+            around_attachments(lines(&[index, foreign])),
+            [lines(&[index, foreign]), Vec::new(), Vec::new()]
+        );
     }
 
     #[test]
