@@ -112,7 +112,17 @@ impl App {
                 let Some(url) = &settings.url else {
                     return Ok::<_, Failure>(None);
                 };
+                let root_certificate = match &settings.root_certificate {
+                    Some(path) => Some(std::fs::read(path).map_err(|error| {
+                        Failure::local(
+                            format!("`queue.root_certificate` {} cannot be read", path.display()),
+                            &error,
+                        )
+                    })?),
+                    None => None,
+                };
                 let options = RedisQueueOptions {
+                    root_certificate,
                     fleet: settings.fleet.clone(),
                     ..RedisQueueOptions::new(url)
                 };

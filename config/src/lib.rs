@@ -22,6 +22,6 @@ pub use secrets::{Resolved, SealedSecrets, SecretError, resolve};
 pub use settings::{
     KeyChoice, KeySettings, LedgerSettings, LogFormat, LogSettings, QueueSettings,
     RepositorySettings, RetentionSettings, SandboxKind, SandboxSettings, SchedulerSettings,
-    Settings, WorkerSettings,
+    Settings, TraceSettings, WorkerSettings,
 };
 pub use show::Shown;

@@ -37,6 +37,8 @@ pub struct Settings {
     pub sandbox: SandboxSettings,
     /// What is logged.
     pub log: LogSettings,
+    /// Where traces are sent.
+    pub traces: TraceSettings,
 }
 
 /// Where the ledger is.
@@ -53,9 +55,13 @@ pub struct LedgerSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueSettings {
-    /// `redis://host:port/database`, or `rediss://` for TLS; when not given the ledger itself is the queue.
+    /// `redis://host:port/database`, `rediss://` for TLS, or sentinels as `redis+sentinel://host:port,host:port/service`; when
+    /// not given the ledger itself is the queue.
     #[schemars(extend("x-secret" = "url"))]
     pub url: Option<String>,
+    /// The certificate (PEM) that signs the certificate of a Redis with TLS; those that the machine trusts when not given.
+    #[schemars(with = "Option<String>", extend("x-path" = true))]
+    pub root_certificate: Option<PathBuf>,
     /// The fleet's name: fleets of different names share a Redis without meeting.
     pub fleet: String,
 }
@@ -64,6 +70,7 @@ impl Default for QueueSettings {
     fn default() -> Self {
         Self {
             url: None,
+            root_certificate: None,
             fleet: "fettler".to_owned(),
         }
     }
@@ -250,6 +257,28 @@ impl Default for LogSettings {
     }
 }
 
+/// Where traces are sent, by OTLP over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TraceSettings {
+    /// The collector, such as `http://collector:4318`; the variable `OTEL_EXPORTER_OTLP_ENDPOINT` when not given, and no
+    /// traces without either.
+    #[schemars(extend("x-secret" = "url"))]
+    pub endpoint: Option<String>,
+    /// How many of a hundred traces that begin here are kept; one that began elsewhere is kept when it was kept there.
+    #[schemars(range(min = 0, max = 100))]
+    pub sample_percent: u32,
+}
+
+impl Default for TraceSettings {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            sample_percent: 100,
+        }
+    }
+}
+
 /// What opens the tenant's data key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyChoice {
@@ -275,6 +304,7 @@ impl Settings {
             retention: RetentionSettings::default(),
             sandbox: SandboxSettings::default(),
             log: LogSettings::default(),
+            traces: TraceSettings::default(),
         }
     }
 

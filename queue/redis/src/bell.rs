@@ -47,7 +47,7 @@ pub(crate) async fn listen(link: Arc<Link>, stop: CancellationToken) {
 }
 
 async fn subscribe(link: &Link) -> Result<PubSub, RedisError> {
-    let client = link.client()?;
+    let client = link.client().await?;
     let connect = async {
         let mut subscription = client.get_async_pubsub().await?;
         subscription.subscribe(format!("{}bell", link.base)).await?;

@@ -15,6 +15,7 @@ mod model;
 mod options;
 mod queue;
 mod scripts;
+mod server;
 
 pub use options::RedisQueueOptions;
 pub use queue::RedisQueue;

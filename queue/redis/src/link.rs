@@ -10,13 +10,10 @@ use std::{
 };
 
 use fettler_queue::QueueError;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
-    RedisError, TlsCertificates, aio::MultiplexedConnection,
-};
+use redis::{AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection};
 use tokio::sync::{Notify, watch};
 
-use crate::RedisQueueOptions;
+use crate::{RedisQueueOptions, server::Server};
 
 /// Whether Redis is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +28,7 @@ pub(crate) enum State {
 
 /// What all parts of a queue share.
 pub(crate) struct Link {
-    info: ConnectionInfo,
-    /// The node of a cluster that holds the keys, once another one has named it.
-    node: Mutex<Option<(String, u16)>>,
+    server: Server,
     connection: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     state: watch::Sender<State>,
     bell: watch::Sender<u64>,
@@ -58,22 +53,18 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(options: RedisQueueOptions) -> Result<Self, QueueError> {
-        // No message repeats the URL: it may hold a password (P9).
-        let bad = |what: &str| QueueError::Unavailable {
+        let bad = |what: String| QueueError::Unavailable {
             doing: "reading its URL",
-            what: what.to_owned(),
+            what,
         };
-        let info =
-            options.url.as_str().into_connection_info().map_err(|_| {
-                bad("it is not of the form redis://host:port/ or rediss://host:port/")
-            })?;
-        open(info.clone(), &options).map_err(|error| bad(error.category()))?;
+        let server = Server::named(&options).map_err(bad)?;
         if options.fleet.is_empty() || options.fleet.contains(['{', '}', ' ', '\n']) {
-            return Err(bad("the fleet's name is empty or holds braces or spaces"));
+            return Err(bad(
+                "the fleet's name is empty or holds braces or spaces".to_owned()
+            ));
         }
         Ok(Self {
-            info,
-            node: Mutex::default(),
+            server,
             connection: tokio::sync::Mutex::default(),
             state: watch::Sender::new(State::Starting),
             bell: watch::Sender::new(0),
@@ -103,30 +94,9 @@ impl Link {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// A client for the node that holds the keys.
-    pub(crate) fn client(&self) -> Result<Client, RedisError> {
-        let node = self
-            .node
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let Some((host, port)) = node else {
-            return open(self.info.clone(), &self.options);
-        };
-        let addr = match self.info.addr() {
-            ConnectionAddr::TcpTls {
-                insecure,
-                tls_params,
-                ..
-            } => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host, port),
-        };
-        open(self.info.clone().set_addr(addr), &self.options)
+    /// A client for the server that holds the queue.
+    pub(crate) async fn client(&self) -> Result<Client, RedisError> {
+        self.server.client(&self.options).await
     }
 
     /// The connection, made now where there is none.
@@ -139,12 +109,12 @@ impl Link {
             .set_connection_timeout(Some(self.options.connect_within))
             .set_response_timeout(Some(self.options.answer_within));
         let made = self
-            .client()?
+            .client()
+            .await?
             .get_multiplexed_async_connection_with_config(&config)
             .await;
         if made.is_err() {
-            // The node may have gone from the cluster: the one that the settings name knows another.
-            *self.node.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.server.forget_node();
         }
         let connection = made?;
         *held = Some(connection.clone());
@@ -180,9 +150,7 @@ impl Link {
             && let Some((host, port)) = node.rsplit_once(':')
             && let Ok(port) = port.parse()
         {
-            let mut known = self.node.lock().unwrap_or_else(PoisonError::into_inner);
-            *known = Some((host.to_owned(), port));
-            drop(known);
+            self.server.moved_to(host, port);
             tracing::debug!(%node, "a cluster named the node that holds the queue");
             self.nudge.notify_one();
             return;
@@ -252,20 +220,6 @@ impl Link {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
-    }
-}
-
-/// A client. It connects when it is used.
-fn open(info: ConnectionInfo, options: &RedisQueueOptions) -> Result<Client, RedisError> {
-    match (&options.root_certificate, info.addr()) {
-        (Some(certificate), ConnectionAddr::TcpTls { .. }) => Client::build_with_tls(
-            info,
-            TlsCertificates {
-                client_tls: None,
-                root_cert: Some(certificate.clone()),
-            },
-        ),
-        _ => Client::open(info),
     }
 }
 

@@ -7,7 +7,8 @@ use fettler_model::TenantId;
 /// Where Redis is and how it is used. All processes of a fleet use the same.
 #[derive(Clone)]
 pub struct RedisQueueOptions {
-    /// `redis://[user:password@]host:port/[database]`, or `rediss://` for TLS. Never shown.
+    /// `redis://[user:password@]host:port/[database]`, `rediss://` for TLS, or sentinels as
+    /// `redis+sentinel://[user:password@]host:port,host:port/service[/database]` (`rediss+sentinel://` for TLS). Never shown.
     pub url: String,
     /// The certificate (PEM) that signs Redis' own, where it is none that this machine trusts. For `rediss://` only.
     pub root_certificate: Option<Vec<u8>>,

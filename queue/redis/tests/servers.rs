@@ -135,3 +135,79 @@ async fn in_a_cluster_the_node_that_holds_the_keys_is_found_from_any_other() {
     fleet.options.url = nodes[1].url();
     moves_jobs(&fleet).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_the_master_that_sentinels_name_is_followed_when_it_dies() {
+    let mut master = RedisServer::start(RedisOptions::new()).unwrap();
+    let replica = RedisServer::start(
+        RedisOptions::new()
+            .setting("replicaof", &format!("127.0.0.1 {}", master.port()))
+            .setting("repl-diskless-sync-delay", "0"),
+    )
+    .unwrap();
+    let sentinel =
+        RedisServer::start(RedisOptions::new().sentinel_of(master.port(), "fleet")).unwrap();
+    let mut fleet = Fleet::at(replica.url());
+    let replication = || async {
+        let mut connection = fleet.redis().await;
+        redis::cmd("INFO")
+            .arg("replication")
+            .query_async::<String>(&mut connection)
+            .await
+            .unwrap()
+    };
+    eventually("the replica to follow", || async {
+        replication()
+            .await
+            .contains("master_link_status:up")
+            .then_some(())
+    })
+    .await;
+    fleet.options.url = format!("redis+sentinel://127.0.0.1:{}/fleet", sentinel.port());
+    let ledger = fleet.open_ledger().await;
+    let queue = fleet.start_queue(&ledger);
+    eventually("Redis", || async { queue.is_up().then_some(()) }).await;
+    let ids = submit_many(&ledger, 50, "default").await;
+    let first = work_off(&queue, &ledger, &room(10), 20).await;
+
+    // A sentinel learns of replicas every ten seconds; before, it would have nobody to put in the master's place.
+    eventually("the sentinel to know the replica", || async {
+        let client = redis::Client::open(sentinel.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let known: Vec<Vec<String>> = redis::cmd("SENTINEL")
+            .arg("replicas")
+            .arg("fleet")
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        (!known.is_empty()).then_some(())
+    })
+    .await;
+    master.kill_9().unwrap();
+    let second = work_off(&queue, &ledger, &room(10), 30).await;
+    let mut all: Vec<_> = first.iter().chain(&second).map(|(id, _)| *id).collect();
+    all.sort_unstable();
+    let mut expected = ids.clone();
+    expected.sort_unstable();
+    assert_eq!(all, expected, "each job came once");
+    // Not only the ledger carries on: the new master does.
+    eventually("the new master", || async { queue.is_up().then_some(()) }).await;
+    let more = submit_many(&ledger, 10, "default").await;
+    assert_eq!(
+        work_off(&queue, &ledger, &room(10), more.len()).await.len(),
+        more.len()
+    );
+    let info = {
+        let mut connection = redis::Client::open(replica.url())
+            .unwrap()
+            .get_multiplexed_async_connection()
+            .await
+            .unwrap();
+        redis::cmd("INFO")
+            .arg("replication")
+            .query_async::<String>(&mut connection)
+            .await
+            .unwrap()
+    };
+    assert!(info.contains("role:master"), "{info}");
+}

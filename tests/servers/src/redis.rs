@@ -30,6 +30,8 @@ pub struct RedisOptions {
     password: Option<String>,
     persistent: bool,
     settings: Vec<(String, String)>,
+    /// The port of the server to watch, and what it is called.
+    watches: Option<(u16, String)>,
 }
 
 impl RedisOptions {
@@ -50,6 +52,14 @@ impl RedisOptions {
     #[must_use]
     pub fn persistent(mut self) -> Self {
         self.persistent = true;
+        self
+    }
+
+    /// A sentinel that watches the server on this loopback port under this name, alone, and replaces it by a replica when it
+    /// has been gone for half a second.
+    #[must_use]
+    pub fn sentinel_of(mut self, port: u16, service: &str) -> Self {
+        self.watches = Some((port, service.to_owned()));
         self
     }
 
@@ -120,12 +130,23 @@ impl RedisServer {
             return Ok(());
         }
         let mut command = User::Current.command(&self.program, "KILL");
+        if let Some((port, service)) = &self.options.watches {
+            // A sentinel writes what it learns into its configuration.
+            let path = self.scratch.path().join("sentinel.conf");
+            let text = format!(
+                "sentinel monitor {service} 127.0.0.1 {port} 1\nsentinel down-after-milliseconds {service} 500\nsentinel failover-timeout {service} 5000\n"
+            );
+            std::fs::write(&path, text).map_err(ServerError::io("configure a sentinel"))?;
+            command.arg(path).arg("--sentinel");
+        }
         command
             .args(["--bind", "127.0.0.1", "--daemonize", "no"])
             .args(["--port", &self.port.to_string()])
             .arg("--dir")
-            .arg(self.scratch.path())
-            .args(["--save", ""]);
+            .arg(self.scratch.path());
+        if self.options.watches.is_none() {
+            command.args(["--save", ""]);
+        }
         if let Some(password) = &self.options.password {
             command.args(["--requirepass", password]);
         }

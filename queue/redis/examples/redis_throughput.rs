@@ -2,7 +2,7 @@
 //! batches of 1, 10 and 100, by one caller that waits for each answer.
 //!
 //! ```text
-//! cargo run --release -p fettler-queue-redis --example throughput -- [REDIS-URL [LEDGER-URL]]
+//! cargo run --release -p fettler-queue-redis --example redis_throughput -- [REDIS-URL [LEDGER-URL]]
 //! ```
 //!
 //! Without URLs it starts a Redis of its own, and the ledger is a SQLite file in a temporary folder.
