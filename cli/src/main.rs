@@ -6,12 +6,12 @@ mod commands;
 mod demo;
 mod failure;
 mod folder;
-mod logging;
 mod output;
 mod progress;
 mod run;
 mod select;
 mod services;
+mod telemetry;
 mod units;
 
 use std::process::ExitCode;
@@ -71,7 +71,7 @@ fn begin(cli: Cli, output: Output) -> Outcome {
     }
     let sources = app::sources(&cli.global)?;
     let loaded = fettler_config::load(&sources)?;
-    logging::start(&loaded.settings.log, &cli)?;
+    let telemetry = telemetry::start(&loaded.settings, &cli)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -84,5 +84,6 @@ fn begin(cli: Cli, output: Output) -> Outcome {
     });
     // What still runs on other threads belongs to nobody any more.
     runtime.shutdown_background();
+    telemetry.finish();
     outcome
 }

@@ -1,11 +1,16 @@
 //! The store below a repository: `object_store`, with what a repository needs beside it. Errors that name
 //! the place, create-only-if-absent that survives retries, listings as plain data, durable local folders.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use fettler_model::Timestamp;
+use fettler_telemetry::metric;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{
     ClientOptions, Error as StoreError, GetOptions, ObjectStore, ObjectStoreExt, PutMode,
@@ -15,6 +20,7 @@ use object_store::{
     path::Path,
     prefix::PrefixStore,
 };
+use tracing::Instrument;
 
 use crate::{RepositoryError, layout::ObjectName, open::Retries};
 
@@ -26,6 +32,46 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Requests in flight when many small objects are read or deleted.
 pub(crate) const SMALL_REQUESTS: usize = 16;
+
+/// What a request asks of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Put,
+    Get,
+    Head,
+    List,
+    Delete,
+}
+
+impl Verb {
+    /// For traces and metrics, which call it as HTTP does.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Put => "PUT",
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::List => "LIST",
+            Self::Delete => "DELETE",
+        }
+    }
+
+    /// For people: the request on `path`.
+    fn on(self, path: &Path) -> String {
+        let words = match self {
+            Self::Put => "write",
+            Self::Get => "read",
+            Self::Head => "look at",
+            Self::List => "list",
+            Self::Delete => "delete",
+        };
+        format!("{words} {path}")
+    }
+}
+
+/// Counts bytes on their way to the store (`sent`) or from it (`received`).
+fn count_bytes(direction: &'static str, bytes: usize) {
+    metrics::counter!(metric::STORE_BYTES, "direction" => direction).increment(bytes as u64);
+}
 
 /// What became of a write that was to create only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,15 +246,17 @@ impl Store {
         path: &Path,
         payload: PutPayload,
     ) -> Result<Put, RepositoryError> {
-        let operation = format!("write {path}");
         let outcome = self
-            .with_retries(&operation, || {
+            .with_retries(Verb::Put, path, || {
                 self.objects
                     .put_opts(path, payload.clone(), PutOptions::from(PutMode::Create))
             })
             .await;
         match outcome {
-            Ok(_) => Ok(Put::Created),
+            Ok(_) => {
+                count_bytes("sent", payload.content_length());
+                Ok(Put::Created)
+            }
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
                 // What is there is compared by pieces, so that a pack is not copied for it.
                 let there = self.get(path).await?;
@@ -222,15 +270,14 @@ impl Store {
                 });
                 Ok(if same { Put::Created } else { Put::Exists })
             }
-            Err(error) => Err(self.error(&operation, &error)),
+            Err(error) => Err(self.error(&Verb::Put.on(path), &error)),
         }
     }
 
     /// One create-only write whose answer is passed on as it is, for the trial of the store.
     pub(crate) async fn put_once(&self, path: &Path, bytes: Bytes) -> Result<Put, RepositoryError> {
-        let operation = format!("write {path}");
         let outcome = self
-            .with_retries(&operation, || {
+            .with_retries(Verb::Put, path, || {
                 self.objects.put_opts(
                     path,
                     bytes.clone().into(),
@@ -243,19 +290,19 @@ impl Store {
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => {
                 Ok(Put::Exists)
             }
-            Err(error) => Err(self.error(&operation, &error)),
+            Err(error) => Err(self.error(&Verb::Put.on(path), &error)),
         }
     }
 
     /// Writes an object over whatever has the name.
     pub(crate) async fn put_over(&self, path: &Path, bytes: Bytes) -> Result<(), RepositoryError> {
-        let operation = format!("write {path}");
-        self.with_retries(&operation, || {
+        self.with_retries(Verb::Put, path, || {
             self.objects
                 .put_opts(path, bytes.clone().into(), PutOptions::default())
         })
         .await
-        .map_err(|error| self.error(&operation, &error))?;
+        .map_err(|error| self.error(&Verb::Put.on(path), &error))?;
+        count_bytes("sent", bytes.len());
         Ok(())
     }
 
@@ -269,18 +316,20 @@ impl Store {
         &self,
         path: &Path,
     ) -> Result<Option<(Bytes, Timestamp)>, RepositoryError> {
-        let operation = format!("read {path}");
         let outcome = self
-            .with_retries(&operation, || async {
+            .with_retries(Verb::Get, path, || async {
                 let result = self.objects.get_opts(path, GetOptions::default()).await?;
                 let modified = Timestamp::from_micros(result.meta.last_modified.timestamp_micros());
                 Ok((result.bytes().await?, modified))
             })
             .await;
         match outcome {
-            Ok(got) => Ok(Some(got)),
+            Ok(got) => {
+                count_bytes("received", got.0.len());
+                Ok(Some(got))
+            }
             Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.error(&operation, &error)),
+            Err(error) => Err(self.error(&Verb::Get.on(path), &error)),
         }
     }
 
@@ -290,12 +339,16 @@ impl Store {
         path: &Path,
         range: std::ops::Range<u64>,
     ) -> Result<Option<Bytes>, RepositoryError> {
-        let operation = format!("read {path}");
         let outcome = self
-            .with_retries(&operation, || self.objects.get_range(path, range.clone()))
+            .with_retries(Verb::Get, path, || {
+                self.objects.get_range(path, range.clone())
+            })
             .await;
         match outcome {
-            Ok(bytes) => Ok(Some(bytes)),
+            Ok(bytes) => {
+                count_bytes("received", bytes.len());
+                Ok(Some(bytes))
+            }
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => {
                 // A range beyond the end is told in other words by each store; what the object's size
@@ -303,7 +356,7 @@ impl Store {
                 match self.size(path).await? {
                     None => Ok(None),
                     Some(size) if size <= range.start => Ok(Some(Bytes::new())),
-                    Some(_) => Err(self.error(&operation, &error)),
+                    Some(_) => Err(self.error(&Verb::Get.on(path), &error)),
                 }
             }
         }
@@ -316,39 +369,36 @@ impl Store {
 
     /// What a listing would say of an object, if it is there.
     pub(crate) async fn head(&self, path: &Path) -> Result<Option<Listed>, RepositoryError> {
-        let operation = format!("look at {path}");
         let outcome = self
-            .with_retries(&operation, || self.objects.head(path))
+            .with_retries(Verb::Head, path, || self.objects.head(path))
             .await;
         match outcome {
             Ok(meta) => Ok(Some(listed(meta))),
             Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.error(&operation, &error)),
+            Err(error) => Err(self.error(&Verb::Head.on(path), &error)),
         }
     }
 
     /// All objects below a folder.
     pub(crate) async fn list(&self, folder: &Path) -> Result<Vec<Listed>, RepositoryError> {
-        let operation = format!("list {folder}");
-        self.with_retries(&operation, || {
+        self.with_retries(Verb::List, folder, || {
             self.objects
                 .list(Some(folder))
                 .map_ok(listed)
                 .try_collect::<Vec<_>>()
         })
         .await
-        .map_err(|error| self.error(&operation, &error))
+        .map_err(|error| self.error(&Verb::List.on(folder), &error))
     }
 
     /// The names of the folders directly below a folder.
     pub(crate) async fn folders(&self, folder: &Path) -> Result<Vec<String>, RepositoryError> {
-        let operation = format!("list {folder}");
         let result = self
-            .with_retries(&operation, || {
+            .with_retries(Verb::List, folder, || {
                 self.objects.list_with_delimiter(Some(folder))
             })
             .await
-            .map_err(|error| self.error(&operation, &error))?;
+            .map_err(|error| self.error(&Verb::List.on(folder), &error))?;
         Ok(result
             .common_prefixes
             .iter()
@@ -368,13 +418,12 @@ impl Store {
 
     /// Deletes an object; one that is not there is no error.
     pub(crate) async fn delete(&self, path: &Path) -> Result<(), RepositoryError> {
-        let operation = format!("delete {path}");
         match self
-            .with_retries(&operation, || self.objects.delete(path))
+            .with_retries(Verb::Delete, path, || self.objects.delete(path))
             .await
         {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.error(&operation, &error)),
+            Err(error) => Err(self.error(&Verb::Delete.on(path), &error)),
         }
     }
 
@@ -396,12 +445,14 @@ impl Store {
     /// Tries again what may pass by itself, with exponential waits and jitter.
     async fn with_retries<T, F>(
         &self,
-        operation: &str,
+        verb: Verb,
+        path: &Path,
         mut request: impl FnMut() -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
+        let operation = verb.on(path);
         let mut waits = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(200))
             .with_max_delay(Duration::from_secs(10))
@@ -409,11 +460,11 @@ impl Store {
             .with_jitter()
             .build();
         loop {
-            let error = match request().await {
+            let error = match self.observed(verb, path, request()).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            if self.error(operation, &error).class() != fettler_model::ErrorClass::Transient
+            if self.error(&operation, &error).class() != fettler_model::ErrorClass::Transient
                 || is_no_space(&error)
                 || matches!(
                     error,
@@ -430,6 +481,45 @@ impl Store {
             tracing::warn!(place = %self.place, operation, error = %error, "a request to the store failed and is tried again");
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// One try of a request, seen in traces and metrics.
+    async fn observed<T>(
+        &self,
+        verb: Verb,
+        path: &Path,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let span = tracing::info_span!(
+            "store request",
+            otel.name = verb.as_str(),
+            otel.kind = "client",
+            otel.status_code = tracing::field::Empty,
+            fettler.repository.place = &*self.place,
+            fettler.repository.object = %path,
+            exception.message = tracing::field::Empty,
+        );
+        let began = Instant::now();
+        let outcome = request.instrument(span.clone()).await;
+        // That a name is taken or free is an answer like any other.
+        let outcome_name = match &outcome {
+            Ok(_)
+            | Err(
+                StoreError::NotFound { .. }
+                | StoreError::AlreadyExists { .. }
+                | StoreError::Precondition { .. },
+            ) => "answered",
+            Err(error) => {
+                span.record("otel.status_code", "ERROR");
+                span.record("exception.message", tracing::field::display(chain(error)));
+                "failed"
+            }
+        };
+        metrics::counter!(metric::STORE_REQUESTS, "operation" => verb.as_str(), "outcome" => outcome_name)
+            .increment(1);
+        metrics::histogram!(metric::STORE_SECONDS, "operation" => verb.as_str())
+            .record(began.elapsed());
+        outcome
     }
 
     /// The store's error, told by its place.

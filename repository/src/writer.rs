@@ -25,6 +25,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::{
     Fence, IndexReference, Manifest, ManifestSummary, PackUse, RepositoryError, StreamRecord,
@@ -232,6 +233,8 @@ struct Inner {
     bytes_stored: AtomicU64,
     failed: OnceLock<RepositoryError>,
     stop: CancellationToken,
+    /// What the backup is a part of: packs hold chunks of several streams, and belong to none of them.
+    span: Span,
 }
 
 /// Whose a pack is.
@@ -406,8 +409,9 @@ impl TenantRepository {
             bytes_stored: AtomicU64::new(stored),
             failed: OnceLock::new(),
             stop: CancellationToken::new(),
+            span: Span::current(),
         });
-        let renewing = tokio::spawn(Arc::clone(&inner).renew_for_ever());
+        let renewing = tokio::spawn(Arc::clone(&inner).renew_for_ever().in_current_span());
         Ok(Begun::Writer(BackupWriter { inner, renewing }))
     }
 
@@ -1009,7 +1013,14 @@ impl Inner {
             .expect("the semaphore is never closed");
         self.healthy()?;
         if let Some(pack) = filling.pack.take() {
-            tokio::spawn(Arc::clone(self).upload(pack, permit));
+            let span = tracing::info_span!(
+                parent: &self.span,
+                "pack",
+                fettler.pack = %pack.name,
+                fettler.pack.bytes = pack.bytes.len(),
+                fettler.pack.chunks = pack.entries.len(),
+            );
+            tokio::spawn(Arc::clone(self).upload(pack, permit).instrument(span));
         }
         Ok(())
     }
@@ -1406,7 +1417,9 @@ impl StreamWriter {
             self.collect().await?;
         }
         self.in_flight.push_back(tokio::spawn(
-            Arc::clone(&self.inner).store_batch(batch, ends),
+            Arc::clone(&self.inner)
+                .store_batch(batch, ends)
+                .in_current_span(),
         ));
         Ok(())
     }

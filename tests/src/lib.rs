@@ -2,7 +2,9 @@
 //! databases with content whose truth can be asked by other means than Fettler's.
 
 mod installation;
+mod otlp;
 pub mod sqlite;
 
 pub use fettler_test_servers as servers;
 pub use installation::{Answer, Installation, Running};
+pub use otlp::{OtlpReceiver, SeenSpan};

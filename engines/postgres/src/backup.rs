@@ -22,6 +22,7 @@ use fettler_model::{Fingerprint, ObjectFacts, ObjectKind, Warning};
 use futures::{future::try_join_all, try_join};
 use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{Instrument, Span};
 
 use crate::{
     PostgresEngine,
@@ -827,12 +828,16 @@ impl Shared {
                 self.add(work.table, |found| found.counted = Some(counted));
             }
             WorkKind::Rows(format, stream) => {
+                let span = copy_span(&work.what);
                 let copied = match (sink, stream) {
                     (Some(sink), Some(stream)) => {
-                        into_stream(session, &work, *format, &self.reading, sink, stream).await?
+                        into_stream(session, &work, *format, &self.reading, sink, stream)
+                            .instrument(span)
+                            .await?
                     }
                     _ => {
                         copy_out(session, &work.sql, *format, &self.reading, None, &work.what)
+                            .instrument(span)
                             .await?
                     }
                 };
@@ -844,6 +849,18 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// A `COPY` in a trace, by OpenTelemetry's conventions for databases.
+pub(crate) fn copy_span(what: &str) -> Span {
+    tracing::info_span!(
+        "copy",
+        otel.name = format!("COPY {what}"),
+        otel.kind = "client",
+        db.system.name = "postgresql",
+        db.operation.name = "COPY",
+        db.collection.name = what,
+    )
 }
 
 /// Works until nothing is left to do. Without `refused`, locks are waited for.

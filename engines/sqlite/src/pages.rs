@@ -198,6 +198,7 @@ pub(crate) fn interrupt_when_halted(connections: &[Connection], halt: &Cancellat
     });
 }
 
+#[tracing::instrument(name = "read pages", skip_all, fields(db.system.name = "sqlite"))]
 async fn pass_on(
     context: &EngineContext,
     filled: &mut mpsc::Receiver<Bytes>,

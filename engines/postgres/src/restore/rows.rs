@@ -12,9 +12,10 @@ use std::{
 use fettler_engine::{EngineContext, EngineError, StreamReader, StreamSource};
 use futures::{StreamExt, future::try_join_all};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use crate::{
-    backup::speak,
+    backup::{copy_span, speak},
     catalogue::{self, ServerFacts},
     connect::connect,
     data::{BackupData, LARGE_OBJECTS_STREAM, LargeObjectFacts, SequenceData, TableData},
@@ -266,7 +267,9 @@ async fn load_one(
         .await
         .map_err(|error| error.doing(&doing))?;
     let reader = backup.read(&load.stream).await?;
-    let rows = copy_in(context, session, &copy, reader, &doing).await?;
+    let rows = copy_in(context, session, &copy, reader, &doing)
+        .instrument(copy_span(&load.what))
+        .await?;
     if let LoadKind::Pages(page_bytes) = load.kind {
         session
             .execute(&format!(

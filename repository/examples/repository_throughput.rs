@@ -1,6 +1,6 @@
 //! How fast the pipeline is: writes a file again and again as streams into a repository and reads it back.
 //!
-//! `cargo run --release -p fettler-repository --example throughput -- FILE [STREAMS] [THREADS] [FOLDER]`
+//! `cargo run --release -p fettler-repository --example repository_throughput -- FILE [STREAMS] [THREADS] [FOLDER]`
 //! keeps the store in memory unless a folder is named.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Instant};

@@ -1,5 +1,5 @@
 //! Measures jobs a second through a ledger alone: submitted by many callers, claimed in batches, ended
-//! by many callers. `cargo run --release -p fettler-ledger --example throughput -- URL [JOBS] [CALLERS]`.
+//! by many callers. `cargo run --release -p fettler-ledger --example ledger_throughput -- URL [JOBS] [CALLERS]`.
 
 use std::time::Instant;
 
