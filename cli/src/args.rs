@@ -68,6 +68,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Show all of it at work, with a database made for the purpose
     Demo(DemoArgs),
+    /// Ask a database who it is, and see that it is reached
+    Ping(PingArgs),
     /// Back up a database
     Backup(BackupArgs),
     /// List backups
@@ -393,6 +395,15 @@ pub(crate) struct HoldArgs {
     /// Let it go
     #[arg(long)]
     pub(crate) release: bool,
+}
+
+/// See [`Command::Ping`].
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArg,
+    #[command(flatten)]
+    pub(crate) detach: DetachArg,
 }
 
 /// See [`Command::Collect`].

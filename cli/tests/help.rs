@@ -18,6 +18,7 @@ const COMMANDS: &[&[&str]] = &[
     &["forget"],
     &["hold"],
     &["collect"],
+    &["ping"],
     &["check"],
     &["catalogue"],
     &["catalogue", "rebuild"],

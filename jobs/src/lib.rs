@@ -9,6 +9,7 @@ mod collect;
 mod context;
 mod hooks;
 mod kind;
+mod ping;
 mod prove;
 mod restore;
 mod retention;
@@ -23,6 +24,7 @@ pub use context::{
 };
 pub use hooks::Hooks;
 pub use kind::{DynKind, JobKind, Registry, UnknownKind};
+pub use ping::{Ping, PingArguments, PingOutput};
 pub use prove::{Prove, ProveArguments, ProveOutput};
 pub use restore::{Restore, RestoreArguments, RestoreOutput};
 pub use retention::{Retention, RetentionArguments, RetentionDecision, RetentionOutput};
@@ -35,6 +37,7 @@ impl Registry {
         Self::empty()
             .with(Backup)
             .with(Collect)
+            .with(Ping)
             .with(Prove)
             .with(Restore)
             .with(Retention)

@@ -14,6 +14,7 @@ mod hold;
 mod jobs;
 mod key;
 mod kinds;
+mod ping;
 mod policy;
 mod preflight;
 mod prove;
@@ -46,6 +47,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome {
         Command::Diff(args) => diff::run(app, &args).await,
         Command::Forget(args) => forget::run(app, &args).await,
         Command::Hold(args) => hold::run(app, &args).await,
+        Command::Ping(args) => ping::run(app, &args).await,
         Command::Collect(args) => collect::run(app, &args).await,
         Command::Check(args) => check::run(app, &args).await,
         Command::Catalogue(CatalogueCommand::Rebuild) => catalogue::rebuild(app).await,
