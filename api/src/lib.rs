@@ -8,7 +8,9 @@
 
 mod client;
 mod path;
+mod probes;
 mod server;
 
 pub use client::{ClientError, Health, SocketClient};
+pub use probes::{Probes, ProbesError, Ready};
 pub use server::{LiveProgress, ServerError, Socket};

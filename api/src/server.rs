@@ -159,7 +159,7 @@ async fn job(State(shared): State<Shared>, UrlPath(id): UrlPath<JobId>) -> Respo
 }
 
 /// The answer to a request that failed, as RFC 9457 has it.
-fn problem(status: StatusCode, problem: &Problem) -> Response {
+pub(crate) fn problem(status: StatusCode, problem: &Problem) -> Response {
     let body = serde_json::json!({
         "type": format!("urn:fettler:problem:{}", problem.code),
         "title": problem.what,

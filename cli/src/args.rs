@@ -1,6 +1,6 @@
 //! What the command line takes. The sentences here are the help texts.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use fettler_model::{
@@ -124,7 +124,7 @@ pub(crate) enum Command {
     /// Run jobs of the fleet until stopped: as many processes as there is work for
     Worker(WorkerArgs),
     /// Run policies for the fleet until stopped: one leads, others stand by
-    Scheduler,
+    Scheduler(SchedulerArgs),
 }
 
 /// See [`Command::Demo`].
@@ -854,4 +854,21 @@ pub(crate) struct WorkerArgs {
     /// The attempt that another process has claimed for this one
     #[arg(long, value_name = "TOKEN", requires = "only", hide = true)]
     pub(crate) token: Option<i64>,
+    #[command(flatten)]
+    pub(crate) probes: ProbesArg,
+}
+
+/// See [`Command::Scheduler`].
+#[derive(Debug, Args)]
+pub(crate) struct SchedulerArgs {
+    #[command(flatten)]
+    pub(crate) probes: ProbesArg,
+}
+
+/// Where a role without an API answers an orchestrator.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ProbesArg {
+    /// Answer GET /healthz, /readyz and /metrics here, such as 127.0.0.1:9090
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
 }

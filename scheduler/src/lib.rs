@@ -14,10 +14,16 @@ mod tick;
 mod upkeep;
 mod window;
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use fettler_jobs::Registry;
 use fettler_ledger::{Leadership, Ledger, LedgerError, Result as LedgerResult};
+use fettler_telemetry::metric;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -69,6 +75,35 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) options: SchedulerOptions,
     holder: String,
+    /// When the ledger last answered who leads.
+    answered: Mutex<Option<Instant>>,
+}
+
+/// Tells whether a scheduler leads or stands by.
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<Shared>);
+
+impl Readiness {
+    /// Whether the scheduler does its work.
+    ///
+    /// # Errors
+    ///
+    /// In words, why it does not.
+    pub fn check(&self) -> Result<(), String> {
+        let answered = *self
+            .0
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match answered.map(|at| at.elapsed()) {
+            Some(ago) if ago < self.0.options.lead => Ok(()),
+            Some(ago) => Err(format!(
+                "the ledger last said who leads {} s ago",
+                ago.as_secs()
+            )),
+            None => Err("the ledger has not said yet who leads".to_owned()),
+        }
+    }
 }
 
 impl fmt::Debug for Shared {
@@ -97,6 +132,7 @@ impl Scheduler {
                 options,
                 // Names may be shared; who leads is one process, since it was started.
                 holder: format!("{name}-{}", Uuid::now_v7().simple()),
+                answered: Mutex::default(),
             }),
         }
     }
@@ -135,10 +171,23 @@ impl Scheduler {
     }
 
     async fn ask_for_lead(&self) -> LedgerResult<Option<Leadership>> {
-        self.shared
+        let answer = self
+            .shared
             .ledger
             .lead(LEAD, &self.shared.holder, self.shared.options.lead)
-            .await
+            .await?;
+        *self
+            .shared
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(answer)
+    }
+
+    /// Tells whether the scheduler does its work, from now until it has ended.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        Readiness(self.shared.clone())
     }
 
     /// Does the leader's duties for as long as the lead holds.
@@ -148,6 +197,7 @@ impl Scheduler {
             term = leadership.term,
             "the scheduler leads"
         );
+        metrics::gauge!(metric::SCHEDULER_LEADS).set(1.0);
         let leadership = Arc::new(leadership);
         let mut duties = JoinSet::new();
         let shared = || self.shared.clone();
@@ -167,6 +217,7 @@ impl Scheduler {
                 tracing::error!(?ended, "a duty of the scheduler ended");
             }
         }
+        metrics::gauge!(metric::SCHEDULER_LEADS).set(0.0);
         duties.shutdown().await;
         if let Err(error) = self.shared.ledger.resign(&leadership).await {
             tracing::debug!(%error, "the lead was not given up: it runs out");

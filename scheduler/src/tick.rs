@@ -12,6 +12,7 @@ use fettler_ledger::{
     TickResult,
 };
 use fettler_model::{JobId, TickOutcome, Timestamp};
+use fettler_telemetry::metric;
 
 use crate::{
     Shared,
@@ -121,6 +122,8 @@ async fn tick_policy(
         };
         let outcome = match shared.ledger.tick(&tick, Some(leadership)).await? {
             TickResult::Decided(outcome) => {
+                let late = shared.ledger.now().await?.since(due);
+                metrics::gauge!(metric::SCHEDULER_LAG).set(late.as_secs_f64());
                 say(policy, due, &outcome);
                 outcome
             }

@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 pub const ATTEMPTS: &str = "fettler_attempts_total";
 /// How long attempts ran, by `kind`.
 pub const ATTEMPT_SECONDS: &str = "fettler_attempt_duration_seconds";
-/// Attempts that run in this process now, by `slot`.
+/// Attempts that run in this process now.
 pub const RUNNING: &str = "fettler_worker_running";
 /// Room for attempts in this process, by `slot`.
 pub const SLOTS: &str = "fettler_worker_slots";

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the built binary, an installation in a folder of its own, and
 //! databases with content whose truth can be asked by other means than Fettler's.
 
+pub mod http;
 mod installation;
 mod otlp;
 pub mod sqlite;

@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use fettler_tests::{
-    Installation, Running,
+    Installation, Running, http,
     servers::{
-        MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, TestDatabase, wait_until,
+        MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, TcpProxy, TestDatabase,
+        free_port, wait_until,
     },
     sqlite,
 };
@@ -150,4 +151,60 @@ fn one_scheduler_leads_another_takes_over_and_workers_on_other_machines_run_the_
     })
     .unwrap_or_else(|error| panic!("{error}: {}{}", heir.log(), worker.log()));
     assert_eq!(heir.terminate(), 0, "{}", heir.log());
+}
+
+#[test]
+fn a_worker_that_cannot_ask_for_work_is_not_ready_and_its_metrics_show_what_it_did() {
+    let fleet = Fleet::new();
+    let server = PostgresServer::shared(PgMajor::V15).port();
+    let line = TcpProxy::start(server).unwrap();
+    let ledger = fleet
+        .ledger
+        .url()
+        .replace(&format!(":{server}/"), &format!(":{}/", line.port()));
+    let client = fleet.machine();
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let worker = fleet
+        .machine()
+        .with("FETTLER_LEDGER__URL", ledger)
+        .start(&["worker", "--listen", &address]);
+    let answers = |path: &str, expected: u16| {
+        http::get(&address, path).is_ok_and(|(status, _)| status == expected)
+    };
+    wait_until("the worker is ready", Duration::from_secs(60), || {
+        answers("/readyz", 200)
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
+    let source = client.path("bank.sqlite");
+    sqlite::make_bank(&source, 1 << 20);
+    client
+        .run(&["backup", source.to_str().unwrap(), "--detach"])
+        .done();
+    wait_for_all(&client, &[&worker]);
+    let (_, metrics) = http::get(&address, "/metrics").unwrap();
+    for expected in [
+        "fettler_attempts_total{tenant=\"default\",kind=\"backup\",outcome=\"succeeded\"} 1",
+        "fettler_store_requests_total{operation=\"PUT\",outcome=\"answered\"}",
+        "fettler_store_bytes_total{direction=\"sent\"}",
+        "fettler_backup_read_bytes_total{tenant=\"default\"}",
+        "fettler_attempt_duration_seconds_bucket{kind=\"backup\",le=\"",
+    ] {
+        assert!(metrics.contains(expected), "{expected}\n{metrics}");
+    }
+
+    line.refuse(true);
+    line.cut();
+    wait_until("the worker is not ready", Duration::from_secs(90), || {
+        answers("/readyz", 503)
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
+    let (_, why) = http::get(&address, "/readyz").unwrap();
+    assert!(why.contains("last asked for jobs"), "{why}");
+    assert!(answers("/healthz", 200), "it lives");
+    line.refuse(false);
+    wait_until("the worker is ready again", Duration::from_secs(90), || {
+        answers("/readyz", 200)
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
 }

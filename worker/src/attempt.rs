@@ -16,6 +16,7 @@ use fettler_engine::ProgressMeter;
 use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping};
 use fettler_ledger::{Claimed, Ended, Ending, Fencing, LedgerError};
 use fettler_model::{ErrorClass, Problem};
+use fettler_telemetry::metric;
 use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::Instrument;
@@ -42,6 +43,7 @@ pub(crate) struct Attempt {
     pub(crate) stopping: Stopping,
     pub(crate) lease: Arc<Lease>,
     pub(crate) progress: Arc<ProgressMeter>,
+    began: Instant,
 }
 
 /// Why an attempt gave no result.
@@ -87,6 +89,7 @@ impl Attempt {
             stopping,
             lease,
             progress,
+            began: asked,
         }
     }
 
@@ -322,12 +325,16 @@ impl Attempt {
         let mut pause = FIRST_REPORT_PAUSE;
         loop {
             let error = match shared.ledger.complete(self.fencing(), ending.clone()).await {
-                Ok(ended) => return Self::log_end(&ending, &ended),
+                Ok(ended) => {
+                    self.count_end(&ending);
+                    return Self::log_end(&ending, &ended);
+                }
                 Err(error) => error,
             };
             match (&error, &ending) {
                 (LedgerError::Superseded { .. }, Ending::Died { .. }) => return,
                 (LedgerError::Superseded { .. }, _) => {
+                    metrics::counter!(metric::REFUSED_ZOMBIES, "what" => "end").increment(1);
                     tracing::warn!("the attempt was superseded: its end was refused");
                     return;
                 }
@@ -358,6 +365,29 @@ impl Attempt {
             }
             pause = (pause * 2).min(LONGEST_REPORT_PAUSE);
         }
+    }
+
+    fn count_end(&self, ending: &Ending) {
+        let job = &self.claimed.job;
+        let outcome = match ending {
+            Ending::Succeeded { .. } => "succeeded",
+            Ending::Died { .. } => "lost",
+            Ending::Failed { problem } => match problem.class {
+                ErrorClass::Snooze => "snoozed",
+                ErrorClass::Interrupted => "interrupted",
+                ErrorClass::Cancelled => "cancelled",
+                ErrorClass::Transient | ErrorClass::Permanent => "failed",
+            },
+        };
+        metrics::counter!(
+            metric::ATTEMPTS,
+            "tenant" => job.tenant.to_string(),
+            "kind" => job.kind.to_string(),
+            "outcome" => outcome,
+        )
+        .increment(1);
+        metrics::histogram!(metric::ATTEMPT_SECONDS, "kind" => job.kind.to_string())
+            .record(self.began.elapsed());
     }
 
     fn log_end(ending: &Ending, ended: &Ended) {

@@ -13,6 +13,7 @@ use fettler_engine::ProgressMeter;
 use fettler_jobs::{StopReason, Stopping};
 use fettler_ledger::{Beat, BeatAnswer, Ledger, LedgerOptions};
 use fettler_model::{AttemptToken, JobId, Progress};
+use fettler_telemetry::metric;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +42,8 @@ pub(crate) struct Heart {
     lease: Duration,
     every: Duration,
     running: Mutex<HashMap<JobId, Beating>>,
+    /// When the last heartbeat was sent that the ledger took.
+    taken: Mutex<Option<Instant>>,
     /// Beats at once instead of at the next time.
     pub(crate) at_once: Notify,
 }
@@ -61,6 +64,7 @@ impl Heart {
             lease,
             every,
             running: Mutex::default(),
+            taken: Mutex::default(),
             at_once: Notify::new(),
         })
     }
@@ -85,7 +89,9 @@ impl Heart {
             progress,
             told: None,
         };
-        self.running().insert(job, beating);
+        let mut running = self.running();
+        running.insert(job, beating);
+        metrics::gauge!(metric::RUNNING).set(running.len() as f64);
     }
 
     /// Keeps it no longer: the attempt has ended.
@@ -96,6 +102,7 @@ impl Heart {
             .is_some_and(|beating| beating.token == token)
         {
             running.remove(&job);
+            metrics::gauge!(metric::RUNNING).set(running.len() as f64);
         }
     }
 
@@ -118,6 +125,12 @@ impl Heart {
         self.running()
             .get(&job)
             .map(|beating| beating.progress.read())
+    }
+
+    /// Whether the ledger took a heartbeat within the time of a lease.
+    pub(crate) fn renews(&self) -> bool {
+        let taken = *self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.is_some_and(|sent| sent.elapsed() < self.lease)
     }
 
     /// How many attempts run.
@@ -258,6 +271,7 @@ impl Heart {
         );
         match answer.await {
             Ok(Ok(answers)) => {
+                *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent);
                 self.apply(beats, &answers, sent);
                 Ok(())
             }

@@ -14,6 +14,7 @@ mod heart;
 mod isolate;
 mod lease;
 mod ports;
+mod readiness;
 mod rescue;
 mod service;
 
@@ -31,6 +32,7 @@ use fettler_jobs::{Registry, Services, StopReason};
 use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions};
 use fettler_model::{AttemptToken, ErrorClass, JobId, JobKindName, JobState, Problem, Progress};
 use fettler_queue::{Deliveries, Delivery, DeliveryOptions, LedgerQueue, Queue};
+use fettler_telemetry::metric;
 use thiserror::Error;
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -39,9 +41,11 @@ use tracing::Span;
 use uuid::Uuid;
 
 pub use isolate::Isolate;
+pub use readiness::Readiness;
 
 use drain::UntilDrain;
 use heart::{Heart, HeartLedger};
+use readiness::LastAsked;
 use service::{ReportLayer, RunJob};
 
 /// How many jobs of each class run at once (rule 17).
@@ -310,6 +314,7 @@ impl WorkerBuilder {
             slots: self.slots,
             only: self.only,
             adopt: self.adopt,
+            asked: Arc::default(),
         }
     }
 }
@@ -324,6 +329,7 @@ pub struct Worker {
     slots: Slots,
     only: Option<Vec<JobId>>,
     adopt: Option<(JobId, AttemptToken)>,
+    asked: Arc<LastAsked>,
 }
 
 impl Worker {
@@ -338,6 +344,16 @@ impl Worker {
     pub fn live_progress(&self) -> LiveProgress {
         let heart = self.shared.heart.clone();
         Arc::new(move |job| heart.progress(job))
+    }
+
+    /// Tells whether the worker works, from now until it has ended.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        Readiness {
+            asked: self.asked.clone(),
+            heart: self.shared.heart.clone(),
+            slots: self.slots.long + self.slots.short,
+        }
     }
 
     /// Runs jobs until `shutdown` is cancelled, then drains: running jobs are asked to stop, and go back
@@ -402,7 +418,11 @@ impl Worker {
         let queue = Arc::new(UntilDrain {
             queue: self.queue.clone(),
             draining: shared.draining.clone(),
+            asked: self.asked.clone(),
         });
+        for (slot, count) in [("long", self.slots.long), ("short", self.slots.short)] {
+            metrics::gauge!(metric::SLOTS, "slot" => slot).set(count as f64);
+        }
         let (name, most) = (self.name.clone(), self.slots.long + self.slots.short);
         let factory_shared = shared.clone();
         let monitor = Monitor::new()

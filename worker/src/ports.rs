@@ -12,6 +12,7 @@ use fettler_model::{
     BackupFacts, BackupId, BackupState, DatabaseId, ErrorClass, JobId, JobRequest, KeepRules,
     Problem, ProofFacts, TenantId,
 };
+use fettler_telemetry::metric;
 use serde_json::Value;
 
 use crate::{artefact::RecordedArtefact, lease::Lease};
@@ -49,6 +50,7 @@ impl Ports {
             };
             if matches!(error, LedgerError::Superseded { .. }) {
                 self.lease.supersede();
+                metrics::counter!(metric::REFUSED_ZOMBIES, "what" => "write").increment(1);
                 return Err(Problem::interrupted().while_doing(&error.to_string()));
             }
             if error.class() != ErrorClass::Transient {

@@ -12,6 +12,7 @@ use fettler_engine::{SandboxSpec, Target};
 use fettler_jobs::StopReason;
 use fettler_ledger::{ArtefactRecord, JobRecord, LedgerError};
 use fettler_model::{AttemptToken, DatabaseUrl, JobState, Problem, SecretReference, TenantId};
+use fettler_telemetry::metric;
 use serde::Deserialize;
 use tokio::sync::broadcast;
 
@@ -49,6 +50,8 @@ pub(crate) async fn rescue(shared: Arc<Shared>) {
                         break;
                     }
                     for lost in &page {
+                        metrics::counter!(metric::TAKEOVERS, "kind" => lost.kind.to_string())
+                            .increment(1);
                         tracing::warn!(
                             job.id = %lost.job,
                             job.kind = %lost.kind,

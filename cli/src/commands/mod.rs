@@ -60,7 +60,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome {
         Command::Kinds(args) => kinds::run(app, &args),
         Command::Preflight(args) => preflight::run(app, &args).await,
         Command::Worker(args) => worker::run(app, &args).await,
-        Command::Scheduler => up::scheduler(app).await,
+        Command::Scheduler(args) => up::scheduler(app, &args).await,
         // They were run before there were settings.
         Command::Config(_) | Command::Completions(_) => Ok(Exit::Done),
     }

@@ -3,16 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fettler_api::Socket;
+use fettler_api::{Probes, Ready, Socket};
 use fettler_jobs::Registry;
+use fettler_model::Problem;
 use fettler_scheduler::{Scheduler, SchedulerOptions};
+use fettler_telemetry::metric;
 use fettler_worker::Worker;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
-    args::UpArgs,
+    args::{ProbesArg, SchedulerArgs, UpArgs, WorkerArgs},
     failure::{Exit, Failure, Outcome},
     folder::UpLock,
     run::{self, Signals},
@@ -27,22 +29,25 @@ pub(crate) async fn run(app: &App, args: &UpArgs) -> Outcome {
 }
 
 /// A worker of a fleet.
-pub(crate) async fn worker(app: &App) -> Outcome {
+pub(crate) async fn worker(app: &App, args: &WorkerArgs) -> Outcome {
     let signals = Signals::listen()?;
     let mut up = Up::empty();
     let worker = run::worker(app).await?.build();
+    let readiness = worker.readiness();
+    up.add_probes(&args.probes, Arc::new(move || readiness.check()))
+        .await?;
     let what = format!("The worker {} takes jobs", worker.id());
     up.add_worker(worker);
     serve(app, up, signals, &what).await
 }
 
 /// A scheduler of a fleet.
-pub(crate) async fn scheduler(app: &App) -> Outcome {
+pub(crate) async fn scheduler(app: &App, args: &SchedulerArgs) -> Outcome {
     let signals = Signals::listen()?;
     let mut up = Up::empty();
     // What it submits is pushed by the queue that listens to this process's ledger.
     app.queue().await?;
-    up.add_scheduler(app).await?;
+    up.add_scheduler(app, &args.probes).await?;
     let what = format!("The scheduler {} stands by", run::process_name(app));
     serve(app, up, signals, &what).await
 }
@@ -108,13 +113,13 @@ impl Up {
                 .map_err(Failure::from)
         });
         if with_scheduler && app.settings().scheduler.enabled {
-            up.add_scheduler(app).await?;
+            up.add_scheduler(app, &ProbesArg::default()).await?;
         }
         up.add_worker(worker);
         Ok(up)
     }
 
-    async fn add_scheduler(&mut self, app: &App) -> Result<(), Failure> {
+    async fn add_scheduler(&mut self, app: &App, probes: &ProbesArg) -> Result<(), Failure> {
         let settings = &app.settings().scheduler;
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
         let scheduler = Scheduler::new(
@@ -128,10 +133,30 @@ impl Up {
                 silent_after: seconds(settings.silent_after_seconds),
             },
         );
+        let readiness = scheduler.readiness();
+        self.add_probes(probes, Arc::new(move || readiness.check()))
+            .await?;
         let stop = self.drain.clone();
         self.parts.spawn(async move {
             scheduler.run(stop).await;
             Ok(())
+        });
+        Ok(())
+    }
+
+    /// Answers an orchestrator until the jobs have stopped, where it was asked to.
+    async fn add_probes(&mut self, probes: &ProbesArg, ready: Ready) -> Result<(), Failure> {
+        let Some(address) = probes.listen else {
+            return Ok(());
+        };
+        let counted = metric::count().ok_or_else(|| {
+            Problem::permanent("cli.metrics", "this process counts for somebody else", "")
+        })?;
+        let probes = Probes::listen(address, ready, counted).await?;
+        let stop = self.drain.clone();
+        self.parts.spawn(async move {
+            let served = probes.serve(stop).await;
+            served.map_err(|error| Failure::local("the probes cannot be answered", &error))
         });
         Ok(())
     }

@@ -23,6 +23,7 @@ use fettler_model::{
 use fettler_repository::{
     BackupWriter, BeginBackup, Begun, Manifest, ManifestBody, Parent, TenantRepository,
 };
+use fettler_telemetry::metric;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -330,6 +331,14 @@ impl Reading<'_> {
             })
             .await
             .map_err(|error| self.context.problem_of_store(error))?;
+        let summary = &committed.manifest.summary;
+        for (name, bytes) in [
+            (metric::BACKUP_READ, summary.bytes_read),
+            (metric::BACKUP_STORED, summary.bytes_stored),
+        ] {
+            let tenant = self.context.job.tenant.to_string();
+            metrics::counter!(name, "tenant" => tenant).increment(bytes);
+        }
         Ok(committed.manifest)
     }
 
