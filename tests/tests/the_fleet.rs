@@ -165,10 +165,8 @@ fn a_worker_that_cannot_ask_for_work_is_not_ready_and_its_metrics_show_what_it_d
     let client = fleet.machine();
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
-    let worker = fleet
-        .machine()
-        .with("FETTLER_LEDGER__URL", ledger)
-        .start(&["worker", "--listen", &address]);
+    let machine = fleet.machine().with("FETTLER_LEDGER__URL", ledger);
+    let worker = machine.start(&["worker", "--listen", &address]);
     let answers = |path: &str, expected: u16| {
         http::get(&address, path).is_ok_and(|(status, _)| status == expected)
     };
