@@ -91,6 +91,17 @@ impl Dialect {
         }
     }
 
+    /// What follows `CROSS JOIN` to join the rows of `table` that a limited SELECT of theirs names, made anew for
+    /// each row before it. The SELECT's first column is the key.
+    pub(crate) fn each_of(self, table: &str, alias: &str, key: &str, select: &str) -> String {
+        match self {
+            Self::Sqlite => {
+                format!("{table} {alias} ON {alias}.{key} IN (SELECT {key} FROM ({select}))")
+            }
+            Self::Postgres => format!("LATERAL ({select}) {alias}"),
+        }
+    }
+
     /// The end of a SELECT whose rows are about to be changed. SQLite has one writer at a time.
     pub(crate) const fn for_update(self) -> &'static str {
         match self {

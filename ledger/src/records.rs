@@ -13,12 +13,25 @@ use serde_json::Value;
 use uuid::Uuid;
 
 /// A tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TenantRecord {
     /// Its name, which is its id.
     pub id: TenantId,
     /// When it was added.
     pub created: Timestamp,
+    /// How many turns it has for each of another's that has a weight of 1 (rule 16).
+    pub weight: f64,
+    /// None of its jobs is submitted with a higher priority.
+    pub priority_ceiling: Priority,
+}
+
+/// A change to a tenant; what is none stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TenantChange {
+    /// A new weight, from 0.001 to 1000.
+    pub weight: Option<f64>,
+    /// A new ceiling, for jobs that are submitted from now on.
+    pub priority_ceiling: Option<Priority>,
 }
 
 /// A database that Fettler looks after.
@@ -222,6 +235,17 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// Only these jobs: for a worker that was started for one job.
     pub only: Option<Vec<JobId>>,
+}
+
+/// The claimable jobs of one slot class, kind and tenant: an order of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedLine {
+    /// Which slot they take.
+    pub slot: SlotClass,
+    /// Their kind.
+    pub kind: JobKindName,
+    /// Whose they are.
+    pub tenant: TenantId,
 }
 
 /// A claimable job, as a queue has to know it (rule 13).

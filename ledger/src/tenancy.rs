@@ -1,14 +1,14 @@
 //! Who there is: tenants, their databases, and the secrets that were sealed for them.
 
-use fettler_model::{DatabaseId, Engine, TenantId};
+use fettler_model::{DatabaseId, Engine, Priority, TenantId};
 use serde_json::Value;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use crate::{
     DatabaseChange, DatabaseRecord, Fencing, IdentityOutcome, Ledger, LedgerError, Result,
-    SealedId, TenantRecord,
-    job::{fence, identity_name, record_name, wake_first},
+    SealedId, TenantChange, TenantRecord,
+    job::{WEIGHT, fence, identity_name, record_name, wake_first},
     row::{Fields, json_text},
     store::{Transaction, V},
 };
@@ -66,7 +66,7 @@ impl Ledger {
             .store
             .read(
                 "reading tenants",
-                "SELECT id, created FROM tenant ORDER BY id",
+                "SELECT id, created, weight, ceiling FROM tenant ORDER BY id",
                 &[],
             )
             .await?;
@@ -84,7 +84,7 @@ impl Ledger {
             .store
             .read_one(
                 "reading tenants",
-                "SELECT id, created FROM tenant WHERE id = $1",
+                "SELECT id, created, weight, ceiling FROM tenant WHERE id = $1",
                 &[V::T(tenant.as_str())],
             )
             .await?;
@@ -97,6 +97,70 @@ impl Ledger {
             },
             tenant_record,
         )
+    }
+
+    /// The tenants whose weight is not 1, for a queue outside the ledger (rule 16).
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn weights(&self) -> Result<Vec<(TenantId, f64)>> {
+        const DOING: &str = "reading tenants";
+        let rows = self
+            .inner
+            .store
+            .read(
+                DOING,
+                format!("SELECT id, weight FROM tenant WHERE weight <> {WEIGHT} ORDER BY id"),
+                &[],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                Ok((fields.parsed("id")?, from_weight(fields.number("weight")?)))
+            })
+            .collect()
+    }
+
+    /// Changes a tenant.
+    ///
+    /// # Errors
+    ///
+    /// When the weight is out of its range, or when there is no such tenant.
+    pub async fn edit_tenant(
+        &self,
+        tenant: &TenantId,
+        change: TenantChange,
+    ) -> Result<TenantRecord> {
+        let weight = change
+            .weight
+            .map(|weight| {
+                to_weight(weight).ok_or_else(|| LedgerError::Refused {
+                    what: format!("a tenant cannot have the weight {weight}"),
+                    remedy: "give a number from 0.001 to 1000".to_owned(),
+                })
+            })
+            .transpose()?;
+        let mut transaction = self.inner.store.begin("editing a tenant").await?;
+        let changed = transaction
+            .execute(
+                "UPDATE tenant SET weight = COALESCE($2, weight), ceiling = COALESCE($3, ceiling) WHERE id = $1",
+                &[
+                    V::T(tenant.as_str()),
+                    V::ON(weight),
+                    V::ON(change.priority_ceiling.map(Priority::level)),
+                ],
+            )
+            .await?;
+        if changed == 0 {
+            return Err(LedgerError::NotFound {
+                what: "tenant",
+                name: tenant.to_string(),
+            });
+        }
+        transaction.commit().await?;
+        self.tenant(tenant).await
     }
 
     /// Removes a tenant that has nothing any more.
@@ -128,9 +192,11 @@ impl Ledger {
                 });
             }
         }
-        transaction
-            .execute("DELETE FROM sealed_secret WHERE tenant = $1", &values)
-            .await?;
+        for table in ["sealed_secret", "turn"] {
+            transaction
+                .execute(format!("DELETE FROM {table} WHERE tenant = $1"), &values)
+                .await?;
+        }
         let removed = transaction
             .execute("DELETE FROM tenant WHERE id = $1", &values)
             .await?;
@@ -583,7 +649,26 @@ fn tenant_record(row: &AnyRow) -> Result<TenantRecord> {
     Ok(TenantRecord {
         id: fields.parsed("id")?,
         created: fields.time("created")?,
+        weight: from_weight(fields.number("weight")?),
+        priority_ceiling: Priority::from_level(fields.number("ceiling")?),
     })
+}
+
+/// A weight as the table `tenant` keeps it, in thousandths.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "weights are small"
+)]
+fn to_weight(weight: f64) -> Option<i64> {
+    (0.001..=1000.0)
+        .contains(&weight)
+        .then(|| (weight * WEIGHT as f64).round() as i64)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "weights are small")]
+fn from_weight(kept: i64) -> f64 {
+    kept as f64 / WEIGHT as f64
 }
 
 fn database_record(row: &AnyRow) -> Result<DatabaseRecord> {

@@ -1,8 +1,8 @@
 //! Claiming: one short transaction for a batch, durable before a job starts (rule 3). Candidates come in
-//! the order of their rank; one whose database is held parks there (rule 4).
+//! the ledger's order or as a queue delivered them; one whose database is held parks there (rule 4).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use super::{
     COMMON, LIVE, Row,
     finish::{Finish, finish, pass_turn},
     id_list,
+    order::{self, Hints, LinesSeen},
 };
 use crate::{
     ClaimRequest, Claimed, ClaimedBatch, Fencing, JobRecord, Ledger, LedgerError, Result,
@@ -27,7 +28,11 @@ const DOING: &str = "claiming jobs";
 /// How many jobs one claim takes at most.
 const MAX_CLAIM: usize = 500;
 /// How often a claim looks for more in place of those that it had to park.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 8;
+/// How many jobs a queue delivers at once at most.
+const MAX_GIVEN: usize = 1000;
+/// When a claim looks again that found nothing but what others were at.
+const CONTENDED: Duration = Duration::from_millis(20);
 /// How many delayed jobs become claimable in one claim.
 const PROMOTED: i64 = 500;
 
@@ -91,7 +96,16 @@ impl Ledger {
             )
             .await?;
         }
-        let jobs = claim_batch(&mut transaction, request, ids, now).await?;
+        let batch = Batch {
+            request,
+            now,
+            ageing: self.inner.shared.options.ageing,
+            seen: &self.inner.lines_seen,
+        };
+        let outcome = match ids {
+            Some(ids) => claim_given(&mut transaction, &batch, ids).await?,
+            None => claim_in_order(&mut transaction, &batch).await?,
+        };
         let next_due = if is_due {
             let row = transaction
                 .row("SELECT MIN(due) AS due FROM job WHERE lane = 1", &[])
@@ -106,9 +120,13 @@ impl Ledger {
         if announce {
             self.announced(request);
         }
+        let mut next_due_in = next_due.map(|due| due.since(now));
+        if outcome.claimed.is_empty() && outcome.is_contended {
+            next_due_in = Some(next_due_in.map_or(CONTENDED, |due| due.min(CONTENDED)));
+        }
         Ok(ClaimedBatch {
-            jobs,
-            next_due_in: next_due.map(|due| due.since(now)),
+            jobs: outcome.claimed,
+            next_due_in,
         })
     }
 
@@ -209,45 +227,102 @@ async fn promote(transaction: &mut Transaction, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
-async fn claim_batch(
-    transaction: &mut Transaction,
-    request: &ClaimRequest,
-    ids: Option<&[JobId]>,
+/// What a batch of claims works with.
+struct Batch<'r> {
+    request: &'r ClaimRequest,
     now: Timestamp,
-) -> Result<Vec<Claimed>> {
-    let mut room = Room {
-        long: request.long.min(MAX_CLAIM),
-        short: request.short.min(MAX_CLAIM),
-    };
-    let mut claimed = Vec::new();
+    ageing: Duration,
+    seen: &'r LinesSeen,
+}
+
+/// What a batch of claims gave.
+#[derive(Default)]
+struct Outcome {
+    claimed: Vec<Claimed>,
+    /// Others were at the same jobs, so that there may be more than this.
+    is_contended: bool,
+}
+
+/// Claims from the ledger's own order.
+async fn claim_in_order(transaction: &mut Transaction, batch: &Batch<'_>) -> Result<Outcome> {
+    let mut room = Room::of_request(batch.request);
+    let mut outcome = Outcome::default();
+    let mut passed = HashSet::new();
+    let hints = Hints::default();
     for _ in 0..ROUNDS {
-        let candidates = candidates(transaction, request, ids, &room).await?;
-        if candidates.is_empty() {
-            break;
-        }
-        let refused = decide(
+        let chosen = order::choose(
             transaction,
-            request,
-            now,
-            candidates,
-            &mut room,
-            &mut claimed,
+            &batch.request.kinds,
+            &room,
+            &hints,
+            &passed,
+            batch.seen,
+            (batch.now, batch.ageing),
         )
         .await?;
-        if refused == 0 || (room.long == 0 && room.short == 0) {
+        if chosen.jobs.is_empty() {
+            return Ok(outcome);
+        }
+        let candidates = lock_candidates(transaction, batch.request, &chosen.jobs).await?;
+        let locked: HashSet<JobId> = candidates.iter().map(Row::id).collect();
+        passed.extend(chosen.jobs.iter().filter(|id| !locked.contains(*id)));
+        let before = outcome.claimed.len();
+        decide(
+            transaction,
+            batch.request,
+            batch.now,
+            candidates,
+            &mut room,
+            &mut outcome.claimed,
+        )
+        .await?;
+        let new = outcome.claimed[before..].iter().map(|one| one.job.id);
+        chosen.charge(transaction, new).await?;
+        if room.is_full() {
             break;
         }
     }
-    Ok(claimed)
+    outcome.is_contended = !passed.is_empty();
+    Ok(outcome)
+}
+
+/// Claims what a queue delivered, in the order in which it did.
+async fn claim_given(
+    transaction: &mut Transaction,
+    batch: &Batch<'_>,
+    ids: &[JobId],
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    if ids.is_empty() {
+        return Ok(outcome);
+    }
+    let candidates = lock_candidates(transaction, batch.request, ids).await?;
+    decide(
+        transaction,
+        batch.request,
+        batch.now,
+        candidates,
+        &mut Room::of_request(batch.request),
+        &mut outcome.claimed,
+    )
+    .await?;
+    Ok(outcome)
 }
 
 /// How many jobs of each class the worker still has room for.
-struct Room {
-    long: usize,
-    short: usize,
+pub(super) struct Room {
+    pub(super) long: usize,
+    pub(super) short: usize,
 }
 
 impl Room {
+    fn of_request(request: &ClaimRequest) -> Self {
+        Self {
+            long: request.long.min(MAX_CLAIM),
+            short: request.short.min(MAX_CLAIM),
+        }
+    }
+
     fn of(&mut self, row: &Row) -> &mut usize {
         if row.is_long() {
             &mut self.long
@@ -255,63 +330,42 @@ impl Room {
             &mut self.short
         }
     }
+
+    const fn is_full(&self) -> bool {
+        self.long == 0 && self.short == 0
+    }
 }
 
-/// The first claimable jobs of each kind and slot class, in the order of their rank. Each kind is a
-/// range of the index `job_order`, so that a million jobs that this worker cannot run cost nothing.
-async fn candidates(
+/// Locks those of these jobs that are claimable and not locked by somebody else, and gives them in the
+/// order given.
+async fn lock_candidates(
     transaction: &mut Transaction,
     request: &ClaimRequest,
-    ids: Option<&[JobId]>,
-    room: &Room,
+    ids: &[JobId],
 ) -> Result<Vec<Row>> {
     let dialect = transaction.dialect;
-    let skip_locked = dialect.skip_locked();
-    let rows = if let Some(ids) = ids {
-        let sql = format!(
-            "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND kind {} AND lane = 0 AND state = 0
-             ORDER BY rank, id LIMIT {MAX_CLAIM} {skip_locked}",
-            dialect.among(1),
-            dialect.among(2)
-        );
-        let values = [
-            V::S(id_list(ids.iter().copied())),
-            V::S(json_text(&request.kinds)?),
-        ];
-        transaction.rows(sql, &values).await?
-    } else {
-        let mut arms = Vec::new();
-        let mut values: Vec<V<'_>> = Vec::new();
-        for (slot, room) in [(0, room.long), (1, room.short)] {
-            if room == 0 {
-                continue;
-            }
-            values.push(V::N(i64::try_from(room).expect("room is bounded")));
-            let limit = values.len();
-            for kind in &request.kinds {
-                values.push(V::T(kind.as_str()));
-                arms.push(format!(
-                    "SELECT * FROM (SELECT {COMMON}, {LIVE} FROM job
-                        WHERE slot = {slot} AND kind = ${kind} AND lane = 0 AND state = 0
-                        ORDER BY rank, id LIMIT ${limit} {skip_locked}) a{kind}",
-                    kind = values.len()
-                ));
-            }
-        }
-        if arms.is_empty() {
-            return Ok(Vec::new());
-        }
-        transaction.rows(arms.join(" UNION ALL "), &values).await?
-    };
+    let sql = format!(
+        "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND kind {} AND lane = 0 AND state = 0
+         ORDER BY id LIMIT {MAX_GIVEN} {}",
+        dialect.among(1),
+        dialect.among(2),
+        dialect.skip_locked()
+    );
+    let values = [
+        V::S(id_list(ids.iter().copied())),
+        V::S(json_text(&request.kinds)?),
+    ];
+    let rows = transaction.rows(sql, &values).await?;
     let mut candidates = rows
         .iter()
         .map(|row| Row::read(row, DOING))
         .collect::<Result<Vec<_>>>()?;
-    candidates.sort_by_key(|row| (row.rank, row.id()));
+    let place: HashMap<JobId, usize> = ids.iter().copied().zip(0..).collect();
+    candidates.sort_by_key(|row| place.get(&row.id()).copied());
     Ok(candidates)
 }
 
-/// Claims, parks or expires each candidate; returns how many were not claimed though there was room.
+/// Claims, parks or expires each candidate.
 async fn decide(
     transaction: &mut Transaction,
     request: &ClaimRequest,
@@ -319,7 +373,7 @@ async fn decide(
     candidates: Vec<Row>,
     room: &mut Room,
     claimed: &mut Vec<Claimed>,
-) -> Result<usize> {
+) -> Result<()> {
     let (expired, candidates): (Vec<Row>, Vec<Row>) = candidates
         .into_iter()
         .partition(|row| row.record.deadline.is_some_and(|at| at <= now));
@@ -362,8 +416,7 @@ async fn decide(
     }
     park(transaction, &parked).await?;
     take_resources(transaction, &taken, now).await?;
-    take(transaction, request, now, taken, claimed).await?;
-    Ok(parked.len() + expired.len())
+    take(transaction, request, now, taken, claimed).await
 }
 
 /// What excludes jobs on these databases: their own identity, or their record until that is known

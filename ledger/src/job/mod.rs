@@ -5,6 +5,7 @@ mod claim;
 mod complete;
 mod control;
 mod finish;
+mod order;
 mod queued;
 mod read;
 mod rescue;
@@ -17,6 +18,7 @@ pub(crate) use attempt::fence;
 pub(crate) use claim::{identity_name, record_name};
 pub(crate) use complete::{Completion, complete_all};
 pub(crate) use finish::{event, wake_first};
+pub(crate) use order::{LinesSeen, WEIGHT};
 pub(crate) use read::{find_by_part, pattern_of};
 pub(crate) use submit::{Submission, submit_all, submit_in};
 
@@ -43,7 +45,6 @@ const HOLDER: &str = "(SELECT r.job FROM resource r WHERE r.name = j.parked_at) 
 struct Row {
     record: JobRecord,
     token: AttemptToken,
-    rank: i64,
     lane: i64,
     holds: Option<String>,
     died: u32,
@@ -55,7 +56,6 @@ impl Row {
         let record = record(row, doing)?;
         Ok(Self {
             token: AttemptToken::from_value(fields.number("token")?),
-            rank: fields.number("rank")?,
             lane: fields.number("lane")?,
             holds: fields.text_or_none("holds")?,
             died: fields.small("died")?,

@@ -1,9 +1,12 @@
 //! Submitting: a job is in the ledger, durably, before its submitter hears of it (P1). The queued row is
 //! also what delivers it: there is no outbox beside it (rule 9).
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
-use fettler_model::{DatabaseId, JobId, JobRequest, TenantId, Timestamp};
+use fettler_model::{DatabaseId, JobId, JobRequest, Priority, TenantId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{
@@ -135,6 +138,20 @@ impl Submission {
     }
 }
 
+impl Submission {
+    /// The same, with no higher priority than its tenant may have.
+    fn under(&self, ceilings: &HashMap<TenantId, Priority>) -> Cow<'_, Self> {
+        match ceilings.get(&self.request.tenant) {
+            Some(ceiling) if *ceiling < self.request.priority => {
+                let mut submission = self.clone();
+                submission.request.priority = *ceiling;
+                Cow::Owned(submission)
+            }
+            _ => Cow::Borrowed(self),
+        }
+    }
+}
+
 fn holds_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
@@ -167,9 +184,11 @@ pub(crate) async fn submit_in(
     batch: &[Submission],
 ) -> Result<Vec<Result<Submitted>>> {
     let owners = owners(transaction, batch).await?;
+    let ceilings = ceilings(transaction, batch).await?;
+    let capped: Vec<Cow<'_, Submission>> = batch.iter().map(|one| one.under(&ceilings)).collect();
     let mut results = Vec::with_capacity(batch.len());
     let mut plain = Vec::new();
-    for submission in batch {
+    for submission in &capped {
         let request = &submission.request;
         if let Some(database) = request.database
             && owners.get(&database) != Some(&request.tenant)
@@ -183,13 +202,34 @@ pub(crate) async fn submit_in(
                 job: submission.id,
                 existing: false,
             }));
-            plain.push(submission);
+            plain.push(submission.as_ref());
         } else {
             results.push(submit_keyed(transaction, shared, now, submission).await?);
         }
     }
     insert(transaction, shared, now, &plain, "").await?;
     Ok(results)
+}
+
+/// The tenants of the batch that have a ceiling of priority (rule 16).
+async fn ceilings(
+    transaction: &mut Transaction,
+    batch: &[Submission],
+) -> Result<HashMap<TenantId, Priority>> {
+    let named: HashSet<&TenantId> = batch.iter().map(|one| &one.request.tenant).collect();
+    let sql = format!(
+        "SELECT id, ceiling FROM tenant WHERE id {} AND ceiling < {}",
+        transaction.dialect.among(1),
+        Priority::Highest.level()
+    );
+    let rows = transaction.rows(sql, &[V::S(json_text(&named)?)]).await?;
+    rows.iter()
+        .map(|row| {
+            let fields = Fields::of(row, DOING);
+            let ceiling = Priority::from_level(fields.number("ceiling")?);
+            Ok((fields.parsed("id")?, ceiling))
+        })
+        .collect()
 }
 
 /// Whose the databases are that the batch names (P6).

@@ -53,10 +53,13 @@ impl Fleet {
 
     /// The ledger, as one more process opens it.
     pub async fn open_ledger(&self) -> Ledger {
+        self.open_ledger_with(self.ledger_options.clone()).await
+    }
+
+    /// The same with other options.
+    pub async fn open_ledger_with(&self, options: LedgerOptions) -> Ledger {
         let url = format!("sqlite:{}", self.folder.path().join("ledger.db").display());
-        Ledger::open_with(&url, self.ledger_options.clone())
-            .await
-            .unwrap()
+        Ledger::open_with(&url, options).await.unwrap()
     }
 
     /// The queue, as the process of this ledger uses it.
