@@ -65,6 +65,14 @@ impl Dialect {
         }
     }
 
+    /// One of what a SELECT gives, which is run once: `id …`. A limited SELECT behind IN may be run again for each row.
+    pub(crate) fn among_rows(self, select: &str) -> String {
+        match self {
+            Self::Sqlite => format!("IN ({select})"),
+            Self::Postgres => format!("= ANY (ARRAY({select}))"),
+        }
+    }
+
     /// The JSON array of objects in parameter `n` as a table with these columns.
     pub(crate) fn rows(self, n: usize, columns: &[(&str, Column)]) -> String {
         let mut sql = String::new();

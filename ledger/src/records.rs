@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fettler_model::{
     AttemptOutcome, AttemptToken, BackupFacts, BackupState, DatabaseId, DatabaseName, DatabaseUrl,
-    ExclusionClass, JobId, JobKindName, JobState, PolicyId, PolicyName, PolicySpec, Priority,
-    Problem, Progress, ProofFacts, SecretReference, SlotClass, TenantId, TickOutcome, Timestamp,
-    WaitReason,
+    ExclusionClass, JobId, JobKindName, JobState, JobTerms, JobWindow, PolicyId, PolicyName,
+    PolicySpec, Priority, Problem, Progress, ProofFacts, Scope, SecretReference, SlotClass,
+    TenantId, TickOutcome, Timestamp, WaitReason,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -55,6 +55,9 @@ pub struct DatabaseRecord {
     pub sandbox: Value,
     /// When it was added.
     pub created: Timestamp,
+    /// Its own terms for the jobs about it.
+    #[serde(default)]
+    pub terms: DatabaseTerms,
 }
 
 /// A policy.
@@ -218,6 +221,41 @@ pub struct JobRecord {
     pub result: Option<Value>,
     /// What it failed with: the last attempt, while it is queued again; for good, when it is dead.
     pub problem: Option<Problem>,
+    /// The terms under which it runs.
+    pub terms: JobTerms,
+}
+
+/// How many jobs of a scope may run at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitRecord {
+    /// Which jobs it counts.
+    pub scope: Scope,
+    /// How many may run at once.
+    pub most: u64,
+    /// How many run now.
+    pub running: u64,
+    /// When it was set first.
+    pub created: Timestamp,
+}
+
+/// A scope whose jobs do not start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseRecord {
+    /// Which jobs wait.
+    pub scope: Scope,
+    /// Since when.
+    pub since: Timestamp,
+    /// What was said about it.
+    pub because: Option<String>,
+}
+
+/// A database's own terms for the jobs about it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DatabaseTerms {
+    /// Its maintenance window: jobs about it that name no window of their own run within it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<JobWindow>,
 }
 
 /// What a worker asks for.
@@ -562,6 +600,8 @@ pub struct DatabaseChange {
     pub labels: Option<BTreeMap<String, String>>,
     /// A new sandbox.
     pub sandbox: Option<Value>,
+    /// New terms, for jobs that are submitted from now on.
+    pub terms: Option<DatabaseTerms>,
 }
 
 /// A change to a policy; what is none stays.

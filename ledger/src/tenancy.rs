@@ -14,7 +14,8 @@ use crate::{
 };
 
 const READING: &str = "reading databases";
-const DATABASE: &str = "id, tenant, name, url, password, identity_key, labels, sandbox, created";
+const DATABASE: &str =
+    "id, tenant, name, url, password, identity_key, labels, sandbox, created, terms";
 
 impl Ledger {
     /// Adds a tenant.
@@ -221,7 +222,7 @@ impl Ledger {
         let added = transaction
             .execute(
                 format!(
-                    "INSERT INTO database_record ({DATABASE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                    "INSERT INTO database_record ({DATABASE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                      ON CONFLICT (tenant, name) DO NOTHING"
                 ),
                 &[
@@ -234,6 +235,7 @@ impl Ledger {
                     V::S(json_text(&record.labels)?),
                     V::S(json_text(&record.sandbox)?),
                     V::N(now.micros()),
+                    V::S(json_text(&record.terms)?),
                 ],
             )
             .await?;
@@ -291,10 +293,13 @@ impl Ledger {
         if let Some(sandbox) = change.sandbox {
             record.sandbox = sandbox;
         }
+        if let Some(terms) = change.terms {
+            record.terms = terms;
+        }
         transaction
             .execute(
-                "UPDATE database_record SET name = $2, url = $3, password = $4, identity_key = $5, labels = $6, sandbox = $7
-                 WHERE id = $1",
+                "UPDATE database_record SET name = $2, url = $3, password = $4, identity_key = $5, labels = $6, sandbox = $7,
+                    terms = $8 WHERE id = $1",
                 &[
                     V::S(id.to_string()),
                     V::T(record.name.as_str()),
@@ -303,6 +308,7 @@ impl Ledger {
                     V::OT(record.identity_key.clone()),
                     V::S(json_text(&record.labels)?),
                     V::S(json_text(&record.sandbox)?),
+                    V::S(json_text(&record.terms)?),
                 ],
             )
             .await?;
@@ -589,10 +595,12 @@ async fn move_holder(
                 .map_err(|error: fettler_model::InvalidName| damaged(error.to_string()))?,
         });
     }
+    // The database stands first in what it holds (src/job/claim.rs).
     let moved = transaction
         .execute(
-            "UPDATE job SET holds = $1 WHERE id = $2 AND state = 1 AND database_id = $3",
-            &[V::T(new), V::T(job), V::S(database.to_string())],
+            "UPDATE job SET holds = $1 || substr(holds, length($4) + 1)
+             WHERE id = $2 AND state = 1 AND database_id = $3",
+            &[V::T(new), V::T(job), V::S(database.to_string()), V::T(old)],
         )
         .await?;
     if moved > 0 {
@@ -690,5 +698,6 @@ fn database_record(row: &AnyRow) -> Result<DatabaseRecord> {
         labels: fields.json("labels")?,
         sandbox,
         created: fields.time("created")?,
+        terms: fields.json("terms")?,
     })
 }

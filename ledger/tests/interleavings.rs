@@ -11,8 +11,8 @@ use fettler_ledger::{
     LedgerOptions,
 };
 use fettler_model::{
-    DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, Priority, Problem,
-    SlotClass, TenantId, Timestamp,
+    DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority,
+    Problem, SlotClass, TenantId, Timestamp,
 };
 use proptest::prelude::*;
 
@@ -205,6 +205,7 @@ impl World {
                     unique_key: None,
                     retry_of: None,
                     tags: Vec::new(),
+                    terms: JobTerms::default(),
                 };
                 let job = self.ledger.submit(request, None).await.unwrap().job;
                 self.order.push(job);

@@ -9,7 +9,6 @@ use fettler_model::{
 
 use crate::{
     calendar::{Calendar, CalendarError},
-    window::{ClockWindow, InvalidWindow},
 };
 
 /// A due time that is decided no later than this after it counts as on time: a handover between

@@ -3,7 +3,7 @@
 
 use fettler_jobs::{Registry, UnknownKind};
 use fettler_ledger::PolicyRecord;
-use fettler_model::{DatabaseId, JobRequest, Priority, Problem, TenantId, Timestamp};
+use fettler_model::{DatabaseId, JobRequest, JobTerms, Priority, Problem, TenantId, Timestamp};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -66,6 +66,7 @@ pub fn request(
         unique_key: options.unique_key,
         retry_of: None,
         tags: options.tags,
+        terms: JobTerms::default(),
     })
 }
 

@@ -4,7 +4,7 @@ use fettler_model::{JobId, JobRequest, JobState};
 
 use super::{
     COMMON, LIVE, Row,
-    finish::{Finish, finish, pass_turn},
+    finish::{Finish, finish, pass_turns},
 };
 use crate::{CancelOutcome, Ledger, LedgerError, Result, Submitted, codes, row::Fields, store::V};
 
@@ -54,7 +54,7 @@ impl Ledger {
                 &[Finish::unrun(&row, JobState::Cancelled)],
             )
             .await?;
-            pass_turn(&mut transaction, &row).await?;
+            pass_turns(&mut transaction, std::slice::from_ref(&row)).await?;
             CancelOutcome::Cancelled
         };
         transaction.commit().await?;
@@ -94,6 +94,7 @@ impl Ledger {
             unique_key: old.unique_key,
             retry_of: Some(job),
             tags: old.tags,
+            terms: old.terms,
         };
         self.submit(request, None).await
     }

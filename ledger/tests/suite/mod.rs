@@ -1,6 +1,7 @@
 //! The suite: what a ledger promises, each function on a fresh one. Leases are short, and every wait is
 //! for a condition.
 
+mod limits;
 mod place;
 
 use std::{
@@ -11,16 +12,17 @@ use std::{
 
 use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
-    DatabaseRecord, Ended, Ending, EventPosition, Fencing, Idempotency, IdentityOutcome, JobFilter,
-    Ledger, LedgerError, LedgerOptions, PolicyChange, PolicyRecord, QueuedLine, TenantChange, Tick,
-    TickAction, TickResult,
+    DatabaseRecord, DatabaseTerms, Ended, Ending, EventPosition, Fencing, Idempotency,
+    IdentityOutcome, JobFilter, Ledger, LedgerError, LedgerOptions, PolicyChange, PolicyRecord,
+    QueuedLine, TenantChange, Tick, TickAction, TickResult,
 };
 use fettler_model::{
     AttemptOutcome, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseUrl, Engine,
-    ExclusionClass, JobId, JobKindName, JobRequest, JobState, PolicyId, PolicySpec, Priority,
-    Problem, Progress, ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId, TickOutcome,
-    Timestamp, WaitReason,
+    ExclusionClass, JobId, JobKindName, JobRequest, JobState, JobTerms, PolicyId, PolicySpec,
+    Priority, Problem, Progress, ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId,
+    TickOutcome, Timestamp, WaitReason,
 };
+pub use limits::*;
 pub use place::Place;
 use serde_json::json;
 
@@ -48,6 +50,7 @@ fn request(kind: &str) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 
@@ -144,6 +147,7 @@ async fn add_database(ledger: &Ledger, name: &str) -> DatabaseId {
         labels: [("zone".to_owned(), "dmz".to_owned())].into(),
         sandbox: json!({"place": "automatic"}),
         created: Timestamp::from_micros(0),
+        terms: DatabaseTerms::default(),
     };
     ledger.add_database(&record).await.unwrap().id
 }

@@ -18,7 +18,7 @@ use apalis_core::{task::Task, worker::builder::WorkerBuilder};
 use async_trait::async_trait;
 use fettler_ledger::{ClaimRequest, ClaimedBatch, Ending, Fencing, JobFilter, Ledger, LedgerError};
 use fettler_model::{
-    ExclusionClass, JobId, JobRequest, JobState, Priority, Problem, SlotClass, TenantId,
+    ExclusionClass, JobId, JobRequest, JobTerms, JobState, Priority, Problem, SlotClass, TenantId,
 };
 use fettler_queue::{Arrivals, Deliveries, Delivery, DeliveryOptions, Queue, QueueError, WireItem};
 pub use order::*;
@@ -55,6 +55,7 @@ fn request(kind: &str) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 

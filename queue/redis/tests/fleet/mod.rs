@@ -12,7 +12,7 @@ use std::{
 };
 
 use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, LedgerOptions};
-use fettler_model::{ExclusionClass, JobId, JobRequest, Priority, SlotClass, TenantId};
+use fettler_model::{ExclusionClass, JobId, JobRequest, JobTerms, Priority, SlotClass, TenantId};
 use fettler_queue::Queue;
 use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
 use fettler_test_servers::{RedisOptions, RedisServer};
@@ -100,6 +100,7 @@ pub fn request(tenant: &str, priority: Priority) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 
