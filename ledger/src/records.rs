@@ -394,6 +394,28 @@ pub enum CancelOutcome {
     AlreadyEnded(JobState),
 }
 
+/// What [`crate::Ledger::cancel_matching`] did, or would do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BulkCancel {
+    /// So many waited, and are cancelled.
+    pub cancelled: u64,
+    /// So many run, and are asked to stop.
+    pub asked: u64,
+}
+
+/// What [`crate::Ledger::replay_matching`] did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BulkReplay {
+    /// So many are submitted again.
+    pub submitted: u64,
+    /// So many had been replayed before.
+    pub already: u64,
+    /// So many cannot be submitted any more.
+    pub refused: u64,
+    /// The first of those, and why.
+    pub first_refusal: Option<(JobId, Problem)>,
+}
+
 /// A job that was taken back from an attempt that vanished.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rescued {

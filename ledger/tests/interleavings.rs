@@ -7,8 +7,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use fettler_ledger::{
-    ClaimRequest, Claimed, DatabaseRecord, Ended, Ending, Fencing, Ledger, LedgerError,
-    LedgerOptions,
+    ClaimRequest, Claimed, DatabaseRecord, DatabaseTerms, Ended, Ending, Fencing, Ledger,
+    LedgerError, LedgerOptions,
 };
 use fettler_model::{
     DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority,
@@ -104,6 +104,7 @@ impl World {
                 labels: Default::default(),
                 sandbox: serde_json::Value::Null,
                 created: Timestamp::from_micros(0),
+                terms: DatabaseTerms::default(),
             };
             databases.push(ledger.add_database(&record).await.unwrap().id);
         }

@@ -144,6 +144,18 @@ impl Priority {
         self as i64
     }
 
+    /// The priority's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lowest => "lowest",
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Highest => "highest",
+        }
+    }
+
     /// The priority of this level, the nearest one when there is none.
     #[must_use]
     pub const fn from_level(level: i64) -> Self {

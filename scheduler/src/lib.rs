@@ -21,11 +21,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use fettler_model::{ClockWindow, InvalidWindow};
 pub use plan::{
     Decision, InvalidPolicy, LastJob, MAX_CAUGHT_UP_JOBS, ON_TIME_WITHIN, PolicyPlan, jitter,
 };
 pub use request::{RequestOptions, UnusablePolicy, policy_request, request};
-pub use fettler_model::{ClockWindow, InvalidWindow};
 
 /// What schedulers of one ledger take the lead of.
 const LEAD: &str = "scheduler";

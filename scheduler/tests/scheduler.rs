@@ -132,6 +132,7 @@ impl Fixture {
             priority: Priority::Normal,
             keep: None,
             prove: ProveEvery::Never,
+            timeout_seconds: None,
             paused: false,
         }
     }

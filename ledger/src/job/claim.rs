@@ -515,10 +515,8 @@ async fn decide(
             Some(Refusal::At(name))
         } else if let Some(opens) = closed_until(&row, now) {
             Some(Refusal::Until(opens))
-        } else if let Some(name) = limits.limit_against(&names) {
-            Some(Refusal::At(name))
         } else {
-            None
+            limits.limit_against(&names).map(Refusal::At)
         };
         if let Some(refusal) = refusal {
             // Whatever it would have got is free for the next in line there.

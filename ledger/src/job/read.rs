@@ -66,40 +66,7 @@ impl Ledger {
     ///
     /// When the ledger is away.
     pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRecord>> {
-        let mut conditions = vec!["1 = 1".to_owned()];
-        let mut values: Vec<V<'_>> = Vec::new();
-        let mut with = |condition: &str, value: V<'static>| {
-            values.push(value);
-            conditions.push(condition.replace('?', &format!("${}", values.len())));
-        };
-        if let Some(tenant) = &filter.tenant {
-            with("tenant = ?", V::S(tenant.to_string()));
-        }
-        if let Some(kind) = &filter.kind {
-            with("kind = ?", V::S(kind.to_string()));
-        }
-        if let Some(database) = filter.database {
-            with("database_id = ?", V::S(database.to_string()));
-        }
-        if let Some(before) = filter.before {
-            with("id < ?", V::S(before.to_string()));
-        }
-        if let Some(tag) = &filter.tag {
-            // Tags are kept as a JSON array of texts: its own quotes bound the word.
-            let word = json_text(tag)?
-                .replace('\\', "\\\\")
-                .replace('%', "\\%")
-                .replace('_', "\\_");
-            with("tags LIKE ? ESCAPE '\\'", V::S(format!("%{word}%")));
-        }
-        if !filter.states.is_empty() {
-            let codes: Vec<String> = filter
-                .states
-                .iter()
-                .map(|state| codes::state(*state).to_string())
-                .collect();
-            conditions.push(format!("state IN ({})", codes.join(", ")));
-        }
+        let (conditions, values) = conditions(filter)?;
         let limit = match filter.limit {
             0 => PAGE,
             limit => limit.min(MAX_PAGE),
@@ -278,6 +245,45 @@ impl Ledger {
         transaction.commit().await?;
         Ok(gone.len() as u64)
     }
+}
+
+/// The conditions of a filter on live and on ended jobs, and their values.
+pub(super) fn conditions(filter: &JobFilter) -> Result<(Vec<String>, Vec<V<'static>>)> {
+    let mut conditions = vec!["1 = 1".to_owned()];
+    let mut values: Vec<V<'static>> = Vec::new();
+    let mut with = |condition: &str, value: V<'static>| {
+        values.push(value);
+        conditions.push(condition.replace('?', &format!("${}", values.len())));
+    };
+    if let Some(tenant) = &filter.tenant {
+        with("tenant = ?", V::S(tenant.to_string()));
+    }
+    if let Some(kind) = &filter.kind {
+        with("kind = ?", V::S(kind.to_string()));
+    }
+    if let Some(database) = filter.database {
+        with("database_id = ?", V::S(database.to_string()));
+    }
+    if let Some(before) = filter.before {
+        with("id < ?", V::S(before.to_string()));
+    }
+    if let Some(tag) = &filter.tag {
+        // Tags are kept as a JSON array of texts: its own quotes bound the word.
+        let word = json_text(tag)?
+            .replace('\\', "\\\\")
+            .replace('%', "\\%")
+            .replace('_', "\\_");
+        with("tags LIKE ? ESCAPE '\\'", V::S(format!("%{word}%")));
+    }
+    if !filter.states.is_empty() {
+        let codes: Vec<String> = filter
+            .states
+            .iter()
+            .map(|state| codes::state(*state).to_string())
+            .collect();
+        conditions.push(format!("state IN ({})", codes.join(", ")));
+    }
+    Ok((conditions, values))
 }
 
 /// What tells why jobs wait (P12): the limits and pauses that there are, and what the living workers know. A job

@@ -550,3 +550,141 @@ pub async fn a_job_runs_in_its_window_only(place: &Place) {
     let refused = ledger.submit(bad, None).await.unwrap_err();
     assert!(refused.to_string().contains("Mars/Olympus"), "{refused}");
 }
+
+pub async fn a_job_that_waits_is_given_another_priority(place: &Place) {
+    let ledger = place.open().await;
+    let ids = submit_many(&ledger, 3, "acme").await;
+    let mut ids = ids;
+    ids.sort_unstable();
+    let mut readied = ledger.readied();
+    let changed = ledger
+        .set_priority(ids[2], Priority::Highest)
+        .await
+        .unwrap();
+    assert_eq!(changed.priority, Priority::Highest);
+    assert_eq!(readied.try_recv().unwrap(), [ids[2]], "a queue hears of it");
+    let low = ledger.set_priority(ids[0], Priority::Lowest).await.unwrap();
+    assert_eq!(low.priority, Priority::Lowest);
+    let order: Vec<JobId> = ledger
+        .claim(&room("worker", LONG))
+        .await
+        .unwrap()
+        .jobs
+        .iter()
+        .map(|one| one.job.id)
+        .collect();
+    assert_eq!(order, [ids[2], ids[1], ids[0]]);
+    let late = ledger.set_priority(ids[0], Priority::High).await;
+    assert!(
+        matches!(late, Err(LedgerError::Conflict { .. })),
+        "{late:?}"
+    );
+    // No higher than its tenant may.
+    let acme: TenantId = "acme".parse().unwrap();
+    ledger.add_tenant(&acme).await.unwrap();
+    let change = TenantChange {
+        priority_ceiling: Some(Priority::High),
+        ..TenantChange::default()
+    };
+    ledger.edit_tenant(&acme, change).await.unwrap();
+    let id = submit_many(&ledger, 1, "acme").await[0];
+    let capped = ledger.set_priority(id, Priority::Highest).await.unwrap();
+    assert_eq!(capped.priority, Priority::High);
+}
+
+pub async fn many_jobs_are_cancelled_while_they_run(place: &Place) {
+    const JOBS: u64 = 1_300;
+    let ledger = place.open().await;
+    submit_many(&ledger, 1_300, "acme").await;
+    let other = submit_many(&ledger, 1, "other").await[0];
+    ledger.set_limit(&scope("tenant/acme"), 5).await.unwrap();
+    let running: Vec<Claimed> = ledger
+        .claim(&room("worker", LONG))
+        .await
+        .unwrap()
+        .jobs
+        .into_iter()
+        .filter(|one| one.job.tenant.as_str() == "acme")
+        .collect();
+    assert_eq!(running.len(), 5);
+    let filter = JobFilter {
+        tenant: Some("acme".parse().unwrap()),
+        ..JobFilter::default()
+    };
+    let would = ledger.cancel_matching(&filter, true).await.unwrap();
+    assert_eq!((would.cancelled, would.asked), (JOBS - 5, 5));
+    assert_eq!(
+        ledger.counts().await.unwrap().queued,
+        JOBS - 5,
+        "nothing was done"
+    );
+
+    // Beside the cancellation, a worker goes on claiming and ending.
+    let worker = tokio::spawn({
+        let ledger = place.open().await;
+        async move {
+            for claimed in running {
+                let end = ledger.complete(fencing(&claimed), succeeded()).await;
+                assert_eq!(end.unwrap(), Ended::Final(JobState::Succeeded));
+                let more = ledger
+                    .claim(&room("worker", LONG))
+                    .await
+                    .unwrap_or_default();
+                for claimed in more.jobs {
+                    let end = failed(Problem::interrupted());
+                    ledger.complete(fencing(&claimed), end).await.unwrap();
+                }
+            }
+        }
+    });
+    let done = ledger.cancel_matching(&filter, false).await.unwrap();
+    worker.await.unwrap();
+    assert!(done.cancelled + done.asked >= JOBS - 5 - 5, "{done:?}");
+    // What ran meanwhile, and went back, was asked to stop: it ended then (rule 1).
+    let left = ledger.cancel_matching(&filter, false).await.unwrap();
+    assert_eq!((left.cancelled, left.asked), (0, 0));
+    assert_eq!(limit(&ledger, "tenant/acme").await.running, 0);
+    let other = ledger.job(other).await.unwrap();
+    assert!(other.cancel_requested.is_none(), "it matched nothing");
+}
+
+pub async fn dead_jobs_are_replayed_once_by_filter(place: &Place) {
+    let ledger = place.open().await;
+    let ids = submit_many(&ledger, 4, "acme").await;
+    for claimed in ledger.claim(&room("worker", LONG)).await.unwrap().jobs {
+        let end = if claimed.job.id == ids[0] {
+            succeeded()
+        } else {
+            failed(Problem::permanent("test.dead", "it failed", ""))
+        };
+        ledger.complete(fencing(&claimed), end).await.unwrap();
+    }
+    let filter = JobFilter {
+        tenant: Some("acme".parse().unwrap()),
+        ..JobFilter::default()
+    };
+    let would = ledger.replay_matching(&filter, true).await.unwrap();
+    assert_eq!(
+        (would.submitted, ledger.counts().await.unwrap().queued),
+        (3, 0)
+    );
+    let done = ledger.replay_matching(&filter, false).await.unwrap();
+    assert_eq!((done.submitted, done.already, done.refused), (3, 0, 0));
+    let again = ledger.replay_matching(&filter, false).await.unwrap();
+    assert_eq!((again.submitted, again.already), (0, 3));
+    let queued = ledger
+        .jobs(&JobFilter {
+            states: vec![JobState::Queued],
+            ..filter
+        })
+        .await
+        .unwrap();
+    let old: HashSet<JobId> = queued.iter().filter_map(|job| job.retry_of).collect();
+    assert_eq!(old, ids[1..].iter().copied().collect());
+    let strangers = JobFilter {
+        tenant: Some("other".parse().unwrap()),
+        ..JobFilter::default()
+    };
+    let none = ledger.replay_matching(&strangers, true).await.unwrap();
+    assert_eq!(none.submitted, 0);
+}

@@ -1374,6 +1374,7 @@ fn policy(name: &str, next_due: Option<Timestamp>) -> PolicyRecord {
             priority: Priority::Normal,
             keep: None,
             prove: Default::default(),
+            timeout_seconds: None,
             paused: false,
         },
         next_due,

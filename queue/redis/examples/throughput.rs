@@ -13,7 +13,9 @@ use std::{
 };
 
 use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger};
-use fettler_model::{ExclusionClass, JobKindName, JobRequest, JobTerms, Priority, SlotClass, TenantId};
+use fettler_model::{
+    ExclusionClass, JobKindName, JobRequest, JobTerms, Priority, SlotClass, TenantId,
+};
 use fettler_queue::{Queue as _, WireItem};
 use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
 use fettler_test_servers::{RedisOptions, RedisServer};

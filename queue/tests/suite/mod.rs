@@ -18,7 +18,7 @@ use apalis_core::{task::Task, worker::builder::WorkerBuilder};
 use async_trait::async_trait;
 use fettler_ledger::{ClaimRequest, ClaimedBatch, Ending, Fencing, JobFilter, Ledger, LedgerError};
 use fettler_model::{
-    ExclusionClass, JobId, JobRequest, JobTerms, JobState, Priority, Problem, SlotClass, TenantId,
+    ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority, Problem, SlotClass, TenantId,
 };
 use fettler_queue::{Arrivals, Deliveries, Delivery, DeliveryOptions, Queue, QueueError, WireItem};
 pub use order::*;

@@ -17,8 +17,8 @@ use fettler_engine::SandboxSpec;
 use fettler_jobs::{BackupPlace, JobContext, JobKind, Registry, Services};
 use fettler_ledger::{DatabaseRecord, DatabaseTerms, JobRecord, Ledger, LedgerOptions};
 use fettler_model::{
-    AttemptToken, DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobTerms, Priority, Problem,
-    Secret, SecretReference, SlotClass, TenantId, Timestamp,
+    AttemptToken, DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobTerms, Priority,
+    Problem, Secret, SecretReference, SlotClass, TenantId, Timestamp,
 };
 use fettler_repository::TenantRepository;
 use fettler_worker::{Slots, Timing, WorkerBuilder, WorkerError};
@@ -401,7 +401,17 @@ impl Fixture {
         what: &str,
         wanted: impl Fn(&JobRecord) -> bool,
     ) -> JobRecord {
-        let deadline = Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, job, what, wanted).await
+    }
+
+    pub async fn until_within(
+        &self,
+        patience: Duration,
+        job: JobId,
+        what: &str,
+        wanted: impl Fn(&JobRecord) -> bool,
+    ) -> JobRecord {
+        let deadline = Instant::now() + patience;
         loop {
             let record = self.job(job).await;
             if wanted(&record) {
