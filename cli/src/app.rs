@@ -145,6 +145,50 @@ impl App {
         Ok(())
     }
 
+    /// Tells the fleet of the jobs that commits of this process have made claimable since it listens.
+    pub(crate) async fn push_readied(
+        &self,
+        mut readied: tokio::sync::broadcast::Receiver<Vec<JobId>>,
+    ) -> Result<(), Failure> {
+        let Some(queue) = self.queue().await? else {
+            return Ok(());
+        };
+        let ledger = self.ledger().await?;
+        // What it missed is found by comparing the queue with the ledger.
+        while let Ok(ids) = readied.try_recv() {
+            let jobs = ledger.queued_among(&ids).await?;
+            let items: Vec<WireItem> = jobs
+                .iter()
+                .map(|job| WireItem::of_queued(job, ledger.ageing()))
+                .collect();
+            if let Err(error) = queue.push(&items).await {
+                tracing::debug!(%error, "the queue was not told of the jobs");
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tenant that this command line names.
+    pub(crate) fn asked_tenant(&self) -> Option<&TenantId> {
+        self.sources
+            .flags
+            .iter()
+            .any(|flag| flag.name == "--tenant")
+            .then(|| self.tenant())
+    }
+
+    /// Refuses `--tenant` where something of all tenants is meant.
+    pub(crate) fn not_of_one_tenant(&self, what: &str) -> Result<(), Failure> {
+        match self.asked_tenant() {
+            None => Ok(()),
+            Some(_) => Err(Failure::usage(
+                format!("{what} is the same for all tenants"),
+                "leave `--tenant` out",
+            )),
+        }
+    }
+
     /// What this process offers to jobs.
     pub(crate) async fn services(&self) -> Result<&Arc<LocalServices>, Failure> {
         self.services

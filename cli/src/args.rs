@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use fettler_model::{
     CatchUp, DatabaseName, InvalidReference, JobId, JobKindName, JobState, KeepRules, Overlap,
-    PolicyName, Priority, ProveEvery, SecretReference, TenantId,
+    PolicyName, Priority, ProveEvery, SecretReference, SlotClass, TenantId,
 };
 
 use crate::{
@@ -112,6 +112,13 @@ pub(crate) enum Command {
     /// What was asked for and what came of it
     #[command(args_conflicts_with_subcommands = true)]
     Jobs(JobsArgs),
+    /// How many jobs of a tenant, database, server, kind or slot class run at once
+    #[command(subcommand)]
+    Limit(LimitCommand),
+    /// Let no more jobs start: none at all, or none of a tenant, database, policy or kind
+    Pause(PauseArgs),
+    /// Let them start again
+    Resume(ResumeArgs),
     /// The kinds of jobs and what they take
     Kinds(KindsArgs),
     /// Say what a database's server allows, before any byte is read
@@ -490,10 +497,16 @@ pub(crate) enum TenantCommand {
         /// Its name
         name: TenantId,
     },
-    /// Change a tenant: what it has of its own stands in config/tenants/NAME.toml
+    /// Change a tenant; its own settings stand in config/tenants/NAME.toml
     Edit {
         /// Its name
         name: TenantId,
+        /// How many turns it has for each of another tenant's, from 0.001 to 1000
+        #[arg(long, value_name = "N")]
+        weight: Option<f64>,
+        /// The highest priority that its jobs are given from now on
+        #[arg(long, value_name = "LEVEL")]
+        priority_ceiling: Option<PriorityArg>,
     },
     /// Remove a tenant that has nothing any more
     Remove {
@@ -521,6 +534,17 @@ pub(crate) enum DatabaseCommand {
         /// Its name, id or URL
         name: String,
     },
+}
+
+/// A database's own terms for the jobs about it.
+#[derive(Debug, Default, Args)]
+pub(crate) struct DatabaseTermsArgs {
+    /// The hours in which jobs about it run that have none of their own, such as 22:00-04:00; `none` takes them away
+    #[arg(long, value_name = "FROM-TO")]
+    pub(crate) window: Option<String>,
+    /// The IANA time zone of the hours; this machine's when not given
+    #[arg(long, value_name = "ZONE", requires = "window")]
+    pub(crate) time_zone: Option<String>,
 }
 
 /// Where a database's proofs restore to.
@@ -554,6 +578,8 @@ pub(crate) struct DatabaseAddArgs {
     pub(crate) labels: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
+    #[command(flatten)]
+    pub(crate) terms: DatabaseTermsArgs,
 }
 
 /// See [`DatabaseCommand::Edit`].
@@ -578,6 +604,8 @@ pub(crate) struct DatabaseEditArgs {
     pub(crate) labels: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
+    #[command(flatten)]
+    pub(crate) terms: DatabaseTermsArgs,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -625,6 +653,9 @@ pub(crate) struct PolicyFields {
     /// The hours in which its jobs may start, such as 22:00-04:00
     #[arg(long, value_name = "FROM-TO")]
     pub(crate) window: Option<String>,
+    /// How long an attempt of its jobs may take before it is stopped and tried again
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) timeout: Option<u64>,
     /// Spread the start over so much time
     #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
     pub(crate) jitter: Option<u64>,
@@ -747,6 +778,15 @@ value_enum! {
     PriorityArg => Priority { Lowest, Low, Normal, High, Highest }
 }
 value_enum! {
+    /// See [`SlotClass`].
+    ClassArg => SlotClass {
+        /// Minutes to hours
+        Long,
+        /// Seconds
+        Short,
+    }
+}
+value_enum! {
     /// See [`ProveEvery`].
     ProveArg => ProveEvery {
         /// Not by this policy
@@ -798,10 +838,131 @@ pub(crate) enum JobsCommand {
     Show(JobArg),
     /// Follow a job until it ends
     Watch(JobArg),
-    /// Stop a job
-    Cancel(JobArg),
+    /// Stop a job, or all that match
+    Cancel(JobsCancelArgs),
     /// Do an ended job again, as a new one
     Retry(JobArg),
+    /// Do all dead jobs again that match, each as a new one
+    Replay(JobsMatchArgs),
+    /// Give a job that waits another priority
+    Priority {
+        /// Its id, or a beginning or ending of it
+        #[arg(value_name = "JOB")]
+        job: String,
+        /// The new priority
+        #[arg(value_name = "LEVEL")]
+        level: PriorityArg,
+    },
+}
+
+/// See [`JobsCommand::Cancel`].
+#[derive(Debug, Args)]
+pub(crate) struct JobsCancelArgs {
+    /// Its id, or a beginning or ending of it
+    #[arg(
+        value_name = "JOB",
+        required_unless_present = "all_matching",
+        conflicts_with = "all_matching"
+    )]
+    pub(crate) job: Option<String>,
+    #[command(flatten)]
+    pub(crate) matching: JobsMatchArgs,
+}
+
+/// Which jobs a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct JobsMatchArgs {
+    /// All of the tenant's that match the options below
+    #[arg(long)]
+    pub(crate) all_matching: bool,
+    /// Only those in this state
+    #[arg(long, value_name = "STATE", requires = "all_matching")]
+    pub(crate) state: Vec<JobState>,
+    /// Only those of this kind
+    #[arg(long, value_name = "KIND", requires = "all_matching")]
+    pub(crate) kind: Option<JobKindName>,
+    /// Only those about this database
+    #[arg(long, value_name = "NAME", requires = "all_matching")]
+    pub(crate) database: Option<String>,
+    /// Only those with this tag
+    #[arg(long, value_name = "WORD", requires = "all_matching")]
+    pub(crate) tag: Option<String>,
+    /// Only say how many there are
+    #[arg(long, short = 'n', requires = "all_matching")]
+    pub(crate) dry_run: bool,
+}
+
+/// See [`Command::Limit`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum LimitCommand {
+    /// Set or change a limit
+    Set {
+        /// How many run at once
+        #[arg(value_name = "N")]
+        most: u64,
+        #[command(flatten)]
+        scope: LimitScopeArgs,
+    },
+    /// List all limits, with how many jobs run under each
+    List,
+    /// Take a limit away
+    Remove {
+        #[command(flatten)]
+        scope: LimitScopeArgs,
+    },
+}
+
+/// What a limit counts: the jobs of the tenant of `--tenant` when nothing else is named.
+#[derive(Debug, Default, Args)]
+#[group(multiple = false)]
+pub(crate) struct LimitScopeArgs {
+    /// Those about this database
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// Those about all databases of this server
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) server: Option<String>,
+    /// Those of this kind, whosever they are
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<JobKindName>,
+    /// Those that take this slot, whosever they are: long or short
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) class: Option<ClassArg>,
+}
+
+/// What a pause stops: the jobs of the tenant of `--tenant`, or all jobs, when nothing else is named.
+#[derive(Debug, Default, Args)]
+#[group(multiple = false)]
+pub(crate) struct PauseScopeArgs {
+    /// Those about this database
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+    /// Those that this policy made
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy: Option<String>,
+    /// Those of this kind, whosever they are
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<JobKindName>,
+}
+
+/// See [`Command::Pause`].
+#[derive(Debug, Args)]
+pub(crate) struct PauseArgs {
+    #[command(flatten)]
+    pub(crate) scope: PauseScopeArgs,
+    /// What those who wait are told
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) because: Option<String>,
+    /// Only list what is paused
+    #[arg(long, conflicts_with_all = ["database", "policy", "kind", "because"])]
+    pub(crate) list: bool,
+}
+
+/// See [`Command::Resume`].
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    pub(crate) scope: PauseScopeArgs,
 }
 
 /// A job.

@@ -76,7 +76,11 @@ impl Follower {
         // What a worker is about to take needs no word: it is the usual beginning.
         let is_usual = matches!(
             job.wait,
-            Some(WaitReason::Ready | WaitReason::NoWorkerForKind { .. })
+            Some(
+                WaitReason::Ready
+                    | WaitReason::QueuedBehind { .. }
+                    | WaitReason::NoWorkerForKind { .. }
+            )
         );
         let is_new = is_usual && self.began.elapsed() < READY_IS_USUAL;
         if job.state.is_final() || is_new {

@@ -7,7 +7,9 @@ use std::{sync::Arc, time::Duration};
 use fettler_api::ClientError;
 use fettler_jobs::{Registry, Services};
 use fettler_ledger::{CancelOutcome, JobFilter, JobRecord, Ledger};
-use fettler_model::{AttemptToken, DatabaseId, ErrorClass, JobId, JobRequest, JobState, Priority};
+use fettler_model::{
+    AttemptToken, DatabaseId, ErrorClass, JobId, JobRequest, JobState, JobTerms, Priority,
+};
 use fettler_worker::{LiveProgress, Slots, Timing, WorkerBuilder, WorkerError};
 use tokio::{signal::unix::SignalKind, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +92,7 @@ pub(crate) fn request(
         unique_key,
         retry_of: None,
         tags: asked.tags.clone(),
+        terms: JobTerms::default(),
     })
 }
 

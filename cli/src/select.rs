@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use fettler_engine::{SandboxSpec, Target};
 use fettler_jobs::Services;
-use fettler_ledger::{DatabaseChange, DatabaseRecord, LedgerError};
+use fettler_ledger::{DatabaseChange, DatabaseRecord, DatabaseTerms, LedgerError};
 use fettler_model::{
     BackupId, DatabaseId, DatabaseName, DatabaseUrl, Engine, Secret, SecretReference, Timestamp,
 };
@@ -164,6 +164,7 @@ pub(crate) fn new_record(
         labels: BTreeMap::new(),
         sandbox: serde_json::to_value(SandboxSpec::Automatic).expect("a sandbox is plain data"),
         created: Timestamp::now(),
+        terms: DatabaseTerms::default(),
     }
 }
 

@@ -65,6 +65,10 @@ pub enum StopReason {
     Interrupted,
     /// A newer attempt has taken the job over.
     Superseded,
+    /// The attempt ran longer than its job allows.
+    TimedOut,
+    /// The job's maintenance window has closed; the job goes back to the queue.
+    WindowClosed,
 }
 
 /// The request to stop, and why.
@@ -98,7 +102,18 @@ impl Stopping {
     pub fn problem(&self) -> Problem {
         match self.reason() {
             Some(StopReason::Cancelled) => Problem::cancelled(),
-            _ => Problem::interrupted(),
+            Some(StopReason::TimedOut) => Problem::transient(
+                "job.timeout",
+                "the attempt ran longer than its job allows",
+                "see in the job's log what took so long, or allow more (`--timeout`)",
+            ),
+            Some(StopReason::WindowClosed) => Problem::new(
+                fettler_model::ErrorClass::Interrupted,
+                "job.window_closed",
+                "the maintenance window has closed",
+                "",
+            ),
+            Some(StopReason::Interrupted | StopReason::Superseded) | None => Problem::interrupted(),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger};
-use fettler_model::{ExclusionClass, JobRequest, Priority, SlotClass, TenantId};
+use fettler_model::{ExclusionClass, JobRequest, JobTerms, Priority, SlotClass, TenantId};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,6 +27,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     };
     let started = Instant::now();
     let submitters = (0..callers).map(|_| {

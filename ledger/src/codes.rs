@@ -21,6 +21,8 @@ pub(crate) const WAIT_NOT_BEFORE: i64 = 1;
 pub(crate) const WAIT_RETRY: i64 = 2;
 /// The end of a snooze.
 pub(crate) const WAIT_SNOOZE: i64 = 3;
+/// The opening of its maintenance window.
+pub(crate) const WAIT_WINDOW: i64 = 4;
 
 pub(crate) const fn state(state: JobState) -> i64 {
     match state {

@@ -65,6 +65,14 @@ impl Dialect {
         }
     }
 
+    /// One of what a SELECT gives, which is run once: `id …`. A limited SELECT behind IN may be run again for each row.
+    pub(crate) fn among_rows(self, select: &str) -> String {
+        match self {
+            Self::Sqlite => format!("IN ({select})"),
+            Self::Postgres => format!("= ANY (ARRAY({select}))"),
+        }
+    }
+
     /// The JSON array of objects in parameter `n` as a table with these columns.
     pub(crate) fn rows(self, n: usize, columns: &[(&str, Column)]) -> String {
         let mut sql = String::new();
@@ -88,6 +96,17 @@ impl Dialect {
                 }
                 format!("(SELECT * FROM json_to_recordset(${n}::json) AS r({sql}))")
             }
+        }
+    }
+
+    /// What follows `CROSS JOIN` to join the rows of `table` that a limited SELECT of theirs names, made anew for
+    /// each row before it. The SELECT's first column is the key.
+    pub(crate) fn each_of(self, table: &str, alias: &str, key: &str, select: &str) -> String {
+        match self {
+            Self::Sqlite => {
+                format!("{table} {alias} ON {alias}.{key} IN (SELECT {key} FROM ({select}))")
+            }
+            Self::Postgres => format!("LATERAL ({select}) {alias}"),
         }
     }
 

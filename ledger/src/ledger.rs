@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use crate::{
     Ended, Result, Submitted,
     batch::Batcher,
-    job::{Completion, Submission},
+    job::{Completion, LinesSeen, Submission},
     store::Store,
     wake::{Wake, Wakeups},
 };
@@ -66,6 +66,7 @@ pub(crate) struct Inner {
     pub(crate) completions: Batcher<Completion, Ended>,
     announced: Mutex<HashMap<String, Instant>>,
     last_sweep: Mutex<Option<Instant>>,
+    pub(crate) lines_seen: LinesSeen,
 }
 
 impl Inner {
@@ -137,6 +138,7 @@ impl Ledger {
                 completions,
                 announced: Mutex::new(HashMap::new()),
                 last_sweep: Mutex::new(None),
+                lines_seen: LinesSeen::default(),
             }),
         })
     }

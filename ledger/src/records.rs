@@ -4,21 +4,34 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fettler_model::{
     AttemptOutcome, AttemptToken, BackupFacts, BackupState, DatabaseId, DatabaseName, DatabaseUrl,
-    ExclusionClass, JobId, JobKindName, JobState, PolicyId, PolicyName, PolicySpec, Priority,
-    Problem, Progress, ProofFacts, SecretReference, SlotClass, TenantId, TickOutcome, Timestamp,
-    WaitReason,
+    ExclusionClass, JobId, JobKindName, JobState, JobTerms, JobWindow, PolicyId, PolicyName,
+    PolicySpec, Priority, Problem, Progress, ProofFacts, Scope, SecretReference, SlotClass,
+    TenantId, TickOutcome, Timestamp, WaitReason,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 /// A tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TenantRecord {
     /// Its name, which is its id.
     pub id: TenantId,
     /// When it was added.
     pub created: Timestamp,
+    /// How many turns it has for each of another's that has a weight of 1 (rule 16).
+    pub weight: f64,
+    /// None of its jobs is submitted with a higher priority.
+    pub priority_ceiling: Priority,
+}
+
+/// A change to a tenant; what is none stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TenantChange {
+    /// A new weight, from 0.001 to 1000.
+    pub weight: Option<f64>,
+    /// A new ceiling, for jobs that are submitted from now on.
+    pub priority_ceiling: Option<Priority>,
 }
 
 /// A database that Fettler looks after.
@@ -42,6 +55,9 @@ pub struct DatabaseRecord {
     pub sandbox: Value,
     /// When it was added.
     pub created: Timestamp,
+    /// Its own terms for the jobs about it.
+    #[serde(default)]
+    pub terms: DatabaseTerms,
 }
 
 /// A policy.
@@ -205,6 +221,41 @@ pub struct JobRecord {
     pub result: Option<Value>,
     /// What it failed with: the last attempt, while it is queued again; for good, when it is dead.
     pub problem: Option<Problem>,
+    /// The terms under which it runs.
+    pub terms: JobTerms,
+}
+
+/// How many jobs of a scope may run at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitRecord {
+    /// Which jobs it counts.
+    pub scope: Scope,
+    /// How many may run at once.
+    pub most: u64,
+    /// How many run now.
+    pub running: u64,
+    /// When it was set first.
+    pub created: Timestamp,
+}
+
+/// A scope whose jobs do not start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseRecord {
+    /// Which jobs wait.
+    pub scope: Scope,
+    /// Since when.
+    pub since: Timestamp,
+    /// What was said about it.
+    pub because: Option<String>,
+}
+
+/// A database's own terms for the jobs about it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DatabaseTerms {
+    /// Its maintenance window: jobs about it that name no window of their own run within it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<JobWindow>,
 }
 
 /// What a worker asks for.
@@ -222,6 +273,17 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// Only these jobs: for a worker that was started for one job.
     pub only: Option<Vec<JobId>>,
+}
+
+/// The claimable jobs of one slot class, kind and tenant: an order of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedLine {
+    /// Which slot they take.
+    pub slot: SlotClass,
+    /// Their kind.
+    pub kind: JobKindName,
+    /// Whose they are.
+    pub tenant: TenantId,
 }
 
 /// A claimable job, as a queue has to know it (rule 13).
@@ -330,6 +392,28 @@ pub enum CancelOutcome {
     Requested,
     /// It had ended before.
     AlreadyEnded(JobState),
+}
+
+/// What [`crate::Ledger::cancel_matching`] did, or would do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BulkCancel {
+    /// So many waited, and are cancelled.
+    pub cancelled: u64,
+    /// So many run, and are asked to stop.
+    pub asked: u64,
+}
+
+/// What [`crate::Ledger::replay_matching`] did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BulkReplay {
+    /// So many are submitted again.
+    pub submitted: u64,
+    /// So many had been replayed before.
+    pub already: u64,
+    /// So many cannot be submitted any more.
+    pub refused: u64,
+    /// The first of those, and why.
+    pub first_refusal: Option<(JobId, Problem)>,
 }
 
 /// A job that was taken back from an attempt that vanished.
@@ -538,6 +622,8 @@ pub struct DatabaseChange {
     pub labels: Option<BTreeMap<String, String>>,
     /// A new sandbox.
     pub sandbox: Option<Value>,
+    /// New terms, for jobs that are submitted from now on.
+    pub terms: Option<DatabaseTerms>,
 }
 
 /// A change to a policy; what is none stays.

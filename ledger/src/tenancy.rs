@@ -1,20 +1,21 @@
 //! Who there is: tenants, their databases, and the secrets that were sealed for them.
 
-use fettler_model::{DatabaseId, Engine, TenantId};
+use fettler_model::{DatabaseId, Engine, Priority, TenantId};
 use serde_json::Value;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use crate::{
     DatabaseChange, DatabaseRecord, Fencing, IdentityOutcome, Ledger, LedgerError, Result,
-    SealedId, TenantRecord,
-    job::{fence, identity_name, record_name, wake_first},
+    SealedId, TenantChange, TenantRecord,
+    job::{WEIGHT, fence, identity_name, record_name, wake_first},
     row::{Fields, json_text},
     store::{Transaction, V},
 };
 
 const READING: &str = "reading databases";
-const DATABASE: &str = "id, tenant, name, url, password, identity_key, labels, sandbox, created";
+const DATABASE: &str =
+    "id, tenant, name, url, password, identity_key, labels, sandbox, created, terms";
 
 impl Ledger {
     /// Adds a tenant.
@@ -66,7 +67,7 @@ impl Ledger {
             .store
             .read(
                 "reading tenants",
-                "SELECT id, created FROM tenant ORDER BY id",
+                "SELECT id, created, weight, ceiling FROM tenant ORDER BY id",
                 &[],
             )
             .await?;
@@ -84,7 +85,7 @@ impl Ledger {
             .store
             .read_one(
                 "reading tenants",
-                "SELECT id, created FROM tenant WHERE id = $1",
+                "SELECT id, created, weight, ceiling FROM tenant WHERE id = $1",
                 &[V::T(tenant.as_str())],
             )
             .await?;
@@ -97,6 +98,70 @@ impl Ledger {
             },
             tenant_record,
         )
+    }
+
+    /// The tenants whose weight is not 1, for a queue outside the ledger (rule 16).
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn weights(&self) -> Result<Vec<(TenantId, f64)>> {
+        const DOING: &str = "reading tenants";
+        let rows = self
+            .inner
+            .store
+            .read(
+                DOING,
+                format!("SELECT id, weight FROM tenant WHERE weight <> {WEIGHT} ORDER BY id"),
+                &[],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                Ok((fields.parsed("id")?, from_weight(fields.number("weight")?)))
+            })
+            .collect()
+    }
+
+    /// Changes a tenant.
+    ///
+    /// # Errors
+    ///
+    /// When the weight is out of its range, or when there is no such tenant.
+    pub async fn edit_tenant(
+        &self,
+        tenant: &TenantId,
+        change: TenantChange,
+    ) -> Result<TenantRecord> {
+        let weight = change
+            .weight
+            .map(|weight| {
+                to_weight(weight).ok_or_else(|| LedgerError::Refused {
+                    what: format!("a tenant cannot have the weight {weight}"),
+                    remedy: "give a number from 0.001 to 1000".to_owned(),
+                })
+            })
+            .transpose()?;
+        let mut transaction = self.inner.store.begin("editing a tenant").await?;
+        let changed = transaction
+            .execute(
+                "UPDATE tenant SET weight = COALESCE($2, weight), ceiling = COALESCE($3, ceiling) WHERE id = $1",
+                &[
+                    V::T(tenant.as_str()),
+                    V::ON(weight),
+                    V::ON(change.priority_ceiling.map(Priority::level)),
+                ],
+            )
+            .await?;
+        if changed == 0 {
+            return Err(LedgerError::NotFound {
+                what: "tenant",
+                name: tenant.to_string(),
+            });
+        }
+        transaction.commit().await?;
+        self.tenant(tenant).await
     }
 
     /// Removes a tenant that has nothing any more.
@@ -128,9 +193,11 @@ impl Ledger {
                 });
             }
         }
-        transaction
-            .execute("DELETE FROM sealed_secret WHERE tenant = $1", &values)
-            .await?;
+        for table in ["sealed_secret", "turn"] {
+            transaction
+                .execute(format!("DELETE FROM {table} WHERE tenant = $1"), &values)
+                .await?;
+        }
         let removed = transaction
             .execute("DELETE FROM tenant WHERE id = $1", &values)
             .await?;
@@ -155,7 +222,7 @@ impl Ledger {
         let added = transaction
             .execute(
                 format!(
-                    "INSERT INTO database_record ({DATABASE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                    "INSERT INTO database_record ({DATABASE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                      ON CONFLICT (tenant, name) DO NOTHING"
                 ),
                 &[
@@ -168,6 +235,7 @@ impl Ledger {
                     V::S(json_text(&record.labels)?),
                     V::S(json_text(&record.sandbox)?),
                     V::N(now.micros()),
+                    V::S(json_text(&record.terms)?),
                 ],
             )
             .await?;
@@ -225,10 +293,13 @@ impl Ledger {
         if let Some(sandbox) = change.sandbox {
             record.sandbox = sandbox;
         }
+        if let Some(terms) = change.terms {
+            record.terms = terms;
+        }
         transaction
             .execute(
-                "UPDATE database_record SET name = $2, url = $3, password = $4, identity_key = $5, labels = $6, sandbox = $7
-                 WHERE id = $1",
+                "UPDATE database_record SET name = $2, url = $3, password = $4, identity_key = $5, labels = $6, sandbox = $7,
+                    terms = $8 WHERE id = $1",
                 &[
                     V::S(id.to_string()),
                     V::T(record.name.as_str()),
@@ -237,6 +308,7 @@ impl Ledger {
                     V::OT(record.identity_key.clone()),
                     V::S(json_text(&record.labels)?),
                     V::S(json_text(&record.sandbox)?),
+                    V::S(json_text(&record.terms)?),
                 ],
             )
             .await?;
@@ -523,10 +595,12 @@ async fn move_holder(
                 .map_err(|error: fettler_model::InvalidName| damaged(error.to_string()))?,
         });
     }
+    // The database stands first in what it holds (src/job/claim.rs).
     let moved = transaction
         .execute(
-            "UPDATE job SET holds = $1 WHERE id = $2 AND state = 1 AND database_id = $3",
-            &[V::T(new), V::T(job), V::S(database.to_string())],
+            "UPDATE job SET holds = $1 || substr(holds, length($4) + 1)
+             WHERE id = $2 AND state = 1 AND database_id = $3",
+            &[V::T(new), V::T(job), V::S(database.to_string()), V::T(old)],
         )
         .await?;
     if moved > 0 {
@@ -583,7 +657,26 @@ fn tenant_record(row: &AnyRow) -> Result<TenantRecord> {
     Ok(TenantRecord {
         id: fields.parsed("id")?,
         created: fields.time("created")?,
+        weight: from_weight(fields.number("weight")?),
+        priority_ceiling: Priority::from_level(fields.number("ceiling")?),
     })
+}
+
+/// A weight as the table `tenant` keeps it, in thousandths.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "weights are small"
+)]
+fn to_weight(weight: f64) -> Option<i64> {
+    (0.001..=1000.0)
+        .contains(&weight)
+        .then(|| (weight * WEIGHT as f64).round() as i64)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "weights are small")]
+fn from_weight(kept: i64) -> f64 {
+    kept as f64 / WEIGHT as f64
 }
 
 fn database_record(row: &AnyRow) -> Result<DatabaseRecord> {
@@ -605,5 +698,6 @@ fn database_record(row: &AnyRow) -> Result<DatabaseRecord> {
         labels: fields.json("labels")?,
         sandbox,
         created: fields.time("created")?,
+        terms: fields.json("terms")?,
     })
 }

@@ -7,12 +7,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use fettler_ledger::{
-    ClaimRequest, Claimed, DatabaseRecord, Ended, Ending, Fencing, Ledger, LedgerError,
-    LedgerOptions,
+    ClaimRequest, Claimed, DatabaseRecord, DatabaseTerms, Ended, Ending, Fencing, Ledger,
+    LedgerError, LedgerOptions,
 };
 use fettler_model::{
-    DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, Priority, Problem,
-    SlotClass, TenantId, Timestamp,
+    DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority,
+    Problem, SlotClass, TenantId, Timestamp,
 };
 use proptest::prelude::*;
 
@@ -104,6 +104,7 @@ impl World {
                 labels: Default::default(),
                 sandbox: serde_json::Value::Null,
                 created: Timestamp::from_micros(0),
+                terms: DatabaseTerms::default(),
             };
             databases.push(ledger.add_database(&record).await.unwrap().id);
         }
@@ -205,6 +206,7 @@ impl World {
                     unique_key: None,
                     retry_of: None,
                     tags: Vec::new(),
+                    terms: JobTerms::default(),
                 };
                 let job = self.ledger.submit(request, None).await.unwrap().job;
                 self.order.push(job);

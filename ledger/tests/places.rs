@@ -12,7 +12,7 @@ use fettler_ledger::{
     Beat, BeatAnswer, ClaimRequest, Ended, Ending, Fencing, Ledger, LedgerError, LedgerOptions,
 };
 use fettler_model::{
-    ErrorClass, ExclusionClass, JobRequest, JobState, Priority, SlotClass, TenantId,
+    ErrorClass, ExclusionClass, JobRequest, JobState, JobTerms, Priority, SlotClass, TenantId,
 };
 use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer};
 
@@ -31,6 +31,7 @@ fn request() -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 

@@ -1,11 +1,11 @@
-//! Jobs: what is asked for, in which state it is, why it waits.
+//! Jobs: what is asked for, in which state it is, what may run beside it.
 
 use std::{fmt, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DatabaseId, JobId, JobKindName, Problem, TenantId, Timestamp};
+use crate::{DatabaseId, JobId, JobKindName, JobWindow, PolicyId, TenantId, Timestamp};
 
 /// The state of a job (rule 1). Everything else is the outcome of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -144,6 +144,18 @@ impl Priority {
         self as i64
     }
 
+    /// The priority's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lowest => "lowest",
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Highest => "highest",
+        }
+    }
+
     /// The priority of this level, the nearest one when there is none.
     #[must_use]
     pub const fn from_level(level: i64) -> Self {
@@ -171,10 +183,19 @@ pub enum ExclusionClass {
 }
 
 impl ExclusionClass {
+    /// The one table of what may run together on one database: a row and a column for each class, in the
+    /// order of their declaration. A health check (free) runs beside a backup, a cleanup (write) does not.
+    const TOGETHER: [[bool; 3]; 3] = [
+        // Free, Backup, Write
+        [true, true, true],
+        [true, false, false],
+        [true, false, false],
+    ];
+
     /// Whether jobs of these classes must not run on one database at the same time.
     #[must_use]
     pub const fn excludes(self, other: Self) -> bool {
-        !matches!((self, other), (Self::Free, _) | (_, Self::Free))
+        !Self::TOGETHER[self as usize][other as usize]
     }
 
     /// The class's name.
@@ -189,7 +210,9 @@ impl ExclusionClass {
 }
 
 /// Which of a worker's slots a job takes (rule 17): a long job never delays a short one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum SlotClass {
     /// Minutes to hours: never prefetched.
@@ -209,61 +232,19 @@ impl SlotClass {
     }
 }
 
-/// Why a queued job does not run (P12), made by the code that refused the claim.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "reason", rename_all = "snake_case")]
-pub enum WaitReason {
-    /// Nothing stands against it: it waits for a free worker.
-    Ready,
-    /// It was asked for not before this moment.
-    NotBefore {
-        /// When it may run.
-        at: Timestamp,
-    },
-    /// The last attempt failed and is tried again at this moment.
-    RetryAt {
-        /// When it is tried again.
-        at: Timestamp,
-        /// What the last attempt failed with.
-        because: Problem,
-    },
-    /// The last attempt found that the time is not right.
-    Snoozed {
-        /// When it is tried again.
-        at: Timestamp,
-        /// What was found.
-        because: Problem,
-    },
-    /// Another job works on the same database.
-    DatabaseBusy {
-        /// The job that is waited for.
-        job: JobId,
-        /// Its kind.
-        kind: JobKindName,
-    },
-    /// No worker that runs now knows this kind of job.
-    NoWorkerForKind {
-        /// The kind.
-        kind: JobKindName,
-    },
-    /// A person paused what it belongs to.
-    Paused,
-}
-
-impl fmt::Display for WaitReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ready => f.write_str("waits for a free worker"),
-            Self::NotBefore { at } => write!(f, "not before {at}"),
-            Self::RetryAt { at, because } => write!(f, "tried again at {at}, after: {because}"),
-            Self::Snoozed { at, because } => write!(f, "snoozed until {at}: {because}"),
-            Self::DatabaseBusy { job, kind } => {
-                write!(f, "the database is busy with {kind} {}", job.short())
-            }
-            Self::NoWorkerForKind { kind } => write!(f, "no worker runs jobs of kind {kind}"),
-            Self::Paused => f.write_str("paused"),
-        }
-    }
+/// The terms under which a job runs, beside what it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct JobTerms {
+    /// An attempt that runs longer is stopped: a transient failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+    /// The hours in which it may run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<JobWindow>,
+    /// The policy that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyId>,
 }
 
 /// A request for a job, as the ledger takes it.
@@ -295,6 +276,9 @@ pub struct JobRequest {
     pub retry_of: Option<JobId>,
     /// Free words of the user's.
     pub tags: Vec<String>,
+    /// The terms under which it runs.
+    #[serde(default)]
+    pub terms: JobTerms,
 }
 
 /// How far a running job is. Zero totals mean that nobody knows.
@@ -313,4 +297,25 @@ pub struct Progress {
     pub rows_total: u64,
     /// What is being worked on, such as a table's name.
     pub item: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_17_what_excludes_is_excluded() {
+        use ExclusionClass::{Backup, Free, Write};
+        for one in [Free, Backup, Write] {
+            for other in [Free, Backup, Write] {
+                assert_eq!(one.excludes(other), other.excludes(one));
+                // One row a database says who works on it: whoever excludes anything excludes all that do.
+                assert_eq!(
+                    one.excludes(other),
+                    one.excludes(one) && other.excludes(other)
+                );
+            }
+        }
+        assert!(!Free.excludes(Backup) && Write.excludes(Backup) && Backup.excludes(Backup));
+    }
 }

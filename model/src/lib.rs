@@ -6,9 +6,12 @@ mod id;
 mod job;
 mod policy;
 mod problem;
+mod scope;
 mod secret;
 mod target;
 mod time;
+mod wait;
+mod window;
 
 pub use backup::{
     BackupFacts, BackupState, Fingerprint, KeepRules, ObjectFacts, ObjectKind, ProofFacts,
@@ -19,10 +22,13 @@ pub use id::{
     PolicyName, TenantId,
 };
 pub use job::{
-    AttemptOutcome, ExclusionClass, JobRequest, JobState, Priority, Progress, SlotClass, WaitReason,
+    AttemptOutcome, ExclusionClass, JobRequest, JobState, JobTerms, Priority, Progress, SlotClass,
 };
 pub use policy::{CatchUp, Overlap, PolicySpec, ProveEvery, TickOutcome, Window};
 pub use problem::{ErrorClass, Problem};
+pub use scope::{InvalidScope, Scope};
 pub use secret::{InvalidReference, Secret, SecretReference};
 pub use target::{DatabaseUrl, Engine, InvalidUrl};
 pub use time::Timestamp;
+pub use wait::WaitReason;
+pub use window::{ClockWindow, InvalidWindow, JobWindow};

@@ -90,6 +90,9 @@ pub struct PolicySpec {
     /// How often its backups are proven.
     #[serde(default)]
     pub prove: ProveEvery,
+    /// An attempt of its jobs that runs longer is stopped, and tried again.
+    #[serde(default)]
+    pub timeout_seconds: Option<u64>,
     /// Whether it is switched off.
     #[serde(default)]
     pub paused: bool,

@@ -158,6 +158,21 @@ impl DatabaseUrl {
         &self.url
     }
 
+    /// For a database on a server: `host:port`, so that all databases of one server have one name.
+    #[must_use]
+    pub fn server(&self) -> Option<String> {
+        const POSTGRES_PORT: u16 = 5432;
+        match self.engine {
+            Engine::Sqlite => None,
+            Engine::Postgres => {
+                let url = Url::parse(&self.url).ok()?;
+                let host = url.host_str().filter(|host| !host.is_empty())?;
+                let port = url.port().unwrap_or(POSTGRES_PORT);
+                Some(format!("{}:{port}", host.to_ascii_lowercase()))
+            }
+        }
+    }
+
     /// For a database that is a file: its path.
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
@@ -228,6 +243,15 @@ mod tests {
             assert_eq!(url.engine(), Engine::Sqlite);
             assert_eq!(url.path().unwrap(), PathBuf::from("./shop.sqlite"));
         }
+    }
+
+    #[test]
+    fn all_databases_of_a_server_name_it_alike() {
+        let server = |text| DatabaseUrl::parse_with_password(text).unwrap().0.server();
+        assert_eq!(server("postgres://ann@DB1/app").unwrap(), "db1:5432");
+        assert_eq!(server("postgres://bob@db1:5432/other").unwrap(), "db1:5432");
+        assert_eq!(server("postgres://bob@[::1]:6000/x").unwrap(), "[::1]:6000");
+        assert_eq!(server("./shop.sqlite"), None);
     }
 
     #[test]

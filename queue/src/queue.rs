@@ -1,9 +1,9 @@
 //! What a queue is.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
-use fettler_ledger::{ClaimRequest, ClaimedBatch, JobRecord, LedgerError};
+use fettler_ledger::{ClaimRequest, ClaimedBatch, JobRecord, LedgerError, QueuedJob};
 use fettler_model::{
     ErrorClass, JobId, JobKindName, Priority, Problem, SlotClass, TenantId, Timestamp,
 };
@@ -45,6 +45,24 @@ impl From<&JobRecord> for WireItem {
             since: job
                 .not_before
                 .map_or(job.submitted, |at| at.max(job.submitted)),
+        }
+    }
+}
+
+impl WireItem {
+    /// What the wire carries of a claimable job, where a job rises one level in this time.
+    #[must_use]
+    pub fn of_queued(job: &QueuedJob, ageing: Duration) -> Self {
+        let levels = u32::try_from(job.priority.level()).unwrap_or(0);
+        Self {
+            id: job.id,
+            generation: job.attempt,
+            tenant: job.tenant.clone(),
+            priority: job.priority,
+            kind: job.kind.clone(),
+            kind_version: job.kind_version,
+            slot: job.slot,
+            since: job.rank.plus(ageing.saturating_mul(levels)),
         }
     }
 }

@@ -4,9 +4,9 @@
 
 mod suite;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use fettler_ledger::Ledger;
+use fettler_ledger::{Ledger, LedgerOptions};
 use fettler_queue::{LedgerQueue, Queue};
 use suite::Place;
 
@@ -26,8 +26,16 @@ impl Embedded {
 #[async_trait::async_trait]
 impl Place for Embedded {
     async fn ledger(&self) -> Ledger {
+        self.ledger_that_ages(LedgerOptions::default().ageing).await
+    }
+
+    async fn ledger_that_ages(&self, ageing: Duration) -> Ledger {
         let path = self.folder.path().join("ledger.db");
-        Ledger::open(&format!("sqlite:{}", path.display()))
+        let options = LedgerOptions {
+            ageing,
+            ..LedgerOptions::default()
+        };
+        Ledger::open_with(&format!("sqlite:{}", path.display()), options)
             .await
             .unwrap()
     }
@@ -60,4 +68,10 @@ conformance!(
     a_slot_is_free_again_after_a_failure,
     an_error_of_ledger_or_queue_ends_no_worker,
     what_never_started_is_handed_back_at_the_end,
+    rule_16_a_flood_of_one_tenant_delays_small_ones_by_their_turns_only,
+    rule_16_a_batch_is_shared_between_tenants_too,
+    rule_16_tenants_take_turns_by_weight,
+    rule_16_a_tenant_that_was_idle_has_no_credit,
+    rule_16_an_endless_flood_at_the_highest_priority_delays_the_lowest_by_the_bound_only,
+    rule_16_the_jobs_of_one_tenant_come_in_the_ledgers_own_order,
 );

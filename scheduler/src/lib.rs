@@ -12,7 +12,6 @@ mod plan;
 mod request;
 mod tick;
 mod upkeep;
-mod window;
 
 use std::{
     fmt,
@@ -28,11 +27,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use fettler_model::{ClockWindow, InvalidWindow};
 pub use plan::{
     Decision, InvalidPolicy, LastJob, MAX_CAUGHT_UP_JOBS, ON_TIME_WITHIN, PolicyPlan, jitter,
 };
 pub use request::{RequestOptions, UnusablePolicy, policy_request, request};
-pub use window::{ClockWindow, InvalidWindow};
 
 /// What schedulers of one ledger take the lead of.
 const LEAD: &str = "scheduler";

@@ -4,13 +4,11 @@
 use std::time::Duration;
 
 use fettler_model::{
-    CatchUp, JobId, JobState, Overlap, PolicyId, PolicySpec, TickOutcome, Timestamp,
+    CatchUp, ClockWindow, InvalidWindow, JobId, JobState, Overlap, PolicyId, PolicySpec,
+    TickOutcome, Timestamp,
 };
 
-use crate::{
-    calendar::{Calendar, CalendarError},
-    window::{ClockWindow, InvalidWindow},
-};
+use crate::calendar::{Calendar, CalendarError};
 
 /// A due time that is decided no later than this after it counts as on time: a handover between
 /// schedulers takes less.
@@ -217,6 +215,7 @@ mod tests {
             priority: Priority::Normal,
             keep: None,
             prove: ProveEvery::Never,
+            timeout_seconds: None,
             paused: false,
         }
     }

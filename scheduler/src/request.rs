@@ -3,7 +3,9 @@
 
 use fettler_jobs::{Registry, UnknownKind};
 use fettler_ledger::PolicyRecord;
-use fettler_model::{DatabaseId, JobRequest, Priority, Problem, TenantId, Timestamp};
+use fettler_model::{
+    DatabaseId, JobRequest, JobTerms, JobWindow, Priority, Problem, TenantId, Timestamp,
+};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -22,6 +24,8 @@ pub struct RequestOptions {
     pub unique_key: Option<String>,
     /// Free words of the user's.
     pub tags: Vec<String>,
+    /// The terms under which it runs.
+    pub terms: JobTerms,
 }
 
 /// Why no job can be made for a policy.
@@ -66,6 +70,7 @@ pub fn request(
         unique_key: options.unique_key,
         retry_of: None,
         tags: options.tags,
+        terms: options.terms,
     })
 }
 
@@ -83,6 +88,14 @@ pub fn policy_request(
         database: policy.database,
         priority: policy.spec.priority,
         not_before,
+        terms: JobTerms {
+            timeout_seconds: policy.spec.timeout_seconds,
+            window: policy.spec.window.clone().map(|hours| JobWindow {
+                hours,
+                time_zone: policy.spec.time_zone.clone(),
+            }),
+            policy: Some(policy.id),
+        },
         ..RequestOptions::default()
     };
     request(

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use fettler_jobs::{JobContext, JobKind, Registry};
-use fettler_ledger::{DatabaseRecord, JobFilter, Ledger, PolicyRecord, TickRecord};
+use fettler_ledger::{DatabaseRecord, DatabaseTerms, JobFilter, Ledger, PolicyRecord, TickRecord};
 use fettler_model::{
     BackupFacts, BackupId, CatchUp, DatabaseId, DatabaseUrl, Engine, ExclusionClass, JobId,
     JobRequest, JobState, KeepRules, Overlap, PolicyId, PolicySpec, Priority, Problem, ProofFacts,
@@ -90,6 +90,7 @@ impl Fixture {
             labels: BTreeMap::new(),
             sandbox: Value::Null,
             created: Timestamp::now(),
+            terms: DatabaseTerms::default(),
         };
         let database = ledger.add_database(&record).await.expect("added").id;
         Self {
@@ -131,6 +132,7 @@ impl Fixture {
             priority: Priority::Normal,
             keep: None,
             prove: ProveEvery::Never,
+            timeout_seconds: None,
             paused: false,
         }
     }

@@ -15,7 +15,7 @@ use std::{
 use fettler_engine::ProgressMeter;
 use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping};
 use fettler_ledger::{Claimed, Ended, Ending, Fencing, LedgerError};
-use fettler_model::{ErrorClass, Problem};
+use fettler_model::{ErrorClass, JobWindow, Problem};
 use fettler_telemetry::metric;
 use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
@@ -146,9 +146,10 @@ impl Attempt {
         tokio::select! {
             ended = &mut task => return self.read_end(ended),
             () = self.stopping.token().cancelled() => {}
+            () = self.terms_end() => {}
         }
         let grace = match self.stopping.reason() {
-            Some(StopReason::Cancelled) => shared.timing.cancel_grace,
+            Some(StopReason::Cancelled | StopReason::TimedOut) => shared.timing.cancel_grace,
             Some(StopReason::Superseded) => SUPERSEDED_GRACE,
             _ => shared.timing.drain,
         };
@@ -169,6 +170,36 @@ impl Attempt {
                 Err(Failure::NotOurs)
             }
         }
+    }
+
+    /// Waits until the job's terms let the attempt run no longer, and asks it to stop.
+    async fn terms_end(&self) {
+        let terms = &self.claimed.job.terms;
+        let timeout = async {
+            match terms.timeout_seconds {
+                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let window = async {
+            let job = &self.claimed.job;
+            let (Some(Ok(window)), Some(started)) =
+                (terms.window.as_ref().map(JobWindow::clock), job.started)
+            else {
+                return std::future::pending().await;
+            };
+            // The claim was made within the window, by the ledger's clock.
+            tokio::time::sleep(window.next_close(started).since(started)).await;
+        };
+        let reason = tokio::select! {
+            () = timeout => StopReason::TimedOut,
+            () = window => StopReason::WindowClosed,
+        };
+        tracing::warn!(
+            ?reason,
+            "the attempt is asked to stop: its terms have ended"
+        );
+        self.stopping.stop(reason);
     }
 
     fn read_end(&self, ended: Result<Result<Value, Problem>, JoinError>) -> Result<Value, Failure> {
@@ -288,6 +319,9 @@ impl Attempt {
             Some(StopReason::Superseded) => return None,
             Some(StopReason::Cancelled) if passing => Problem::cancelled(),
             Some(StopReason::Interrupted) if passing => Problem::interrupted(),
+            Some(StopReason::TimedOut | StopReason::WindowClosed) if passing => {
+                self.stopping.problem()
+            }
             _ => problem,
         };
         Some(Ending::Failed { problem })

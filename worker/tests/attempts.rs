@@ -5,7 +5,10 @@ mod support;
 use std::time::{Duration, Instant};
 
 use fettler_ledger::{CancelOutcome, Ledger};
-use fettler_model::{AttemptOutcome, DatabaseId, JobRequest, JobState, TenantId, WaitReason};
+use fettler_model::{
+    AttemptOutcome, DatabaseId, JobRequest, JobState, JobTerms, JobWindow, TenantId, Timestamp,
+    WaitReason, Window,
+};
 use fettler_worker::{Slots, Timing, WorkerError};
 use serde_json::json;
 use support::{Act, Fixture, QUICK, Running, options, request};
@@ -333,4 +336,77 @@ async fn a_lease_that_the_heartbeat_cannot_keep_is_refused() {
     });
     let error = builder.build().run(CancellationToken::new()).await;
     assert!(matches!(error, Err(WorkerError::Timing { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_runs_longer_than_its_job_allows_is_stopped_and_tried_again() {
+    let fixture = Fixture::new().await;
+    let worker = Running::start(fixture.builder());
+    let allowed = JobTerms {
+        timeout_seconds: Some(1),
+        ..JobTerms::default()
+    };
+    let stops = JobRequest {
+        terms: allowed.clone(),
+        ..request("slow", Act::WaitAfterCheckpoint)
+    };
+    // One that does not stop when it is asked to is aborted.
+    let ignores = JobRequest {
+        terms: allowed,
+        max_tries: 1,
+        ..request("slow", Act::IgnoreStop)
+    };
+    let stops = fixture.submit_request(stops).await;
+    let ignores = fixture.submit_request(ignores).await;
+    let record = fixture.until_final(stops).await;
+    assert_eq!(record.state, JobState::Succeeded);
+    assert_eq!(record.tries, 1);
+    let attempts = fixture.ledger.attempts(stops).await.unwrap();
+    assert_eq!(attempts[0].outcome, Some(AttemptOutcome::Failed));
+    assert_eq!(attempts[0].problem.as_ref().unwrap().code, "job.timeout");
+    let record = fixture.until_final(ignores).await;
+    assert_eq!(record.state, JobState::Dead);
+    assert_eq!(record.problem.unwrap().code, "job.timeout");
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_window_closes_stops_and_waits_for_the_next_one() {
+    let fixture = Fixture::new().await;
+    let worker = Running::start(fixture.builder());
+    let now = fixture.ledger.now().await.unwrap();
+    let clock = |moment: Timestamp| moment.to_string()[11..16].to_owned();
+    // It closes when the minute is over, or the next one: windows are told in minutes.
+    let window = JobWindow {
+        hours: Window {
+            from: clock(now.minus(Duration::from_secs(3600))),
+            to: clock(now.plus(Duration::from_secs(63))),
+        },
+        time_zone: "UTC".to_owned(),
+    };
+    let job = JobRequest {
+        terms: JobTerms {
+            window: Some(window),
+            ..JobTerms::default()
+        },
+        ..request("slow", Act::WaitAfterCheckpoint)
+    };
+    let job = fixture.submit_request(job).await;
+    fixture.until_logged(job, "waiting", 1).await;
+    let record = fixture
+        .until_within(
+            Duration::from_secs(90),
+            job,
+            "outside its window",
+            |record| matches!(record.wait, Some(WaitReason::WindowClosed { .. })),
+        )
+        .await;
+    assert_eq!((record.state, record.tries), (JobState::Queued, 0));
+    let attempts = fixture.ledger.attempts(job).await.unwrap();
+    assert_eq!(attempts[0].outcome, Some(AttemptOutcome::Interrupted));
+    assert_eq!(
+        attempts[0].problem.as_ref().unwrap().code,
+        "job.window_closed"
+    );
+    worker.drain().await;
 }

@@ -1,12 +1,13 @@
 //! `fettler database`: the databases that are looked after.
 
-use fettler_ledger::{DatabaseChange, DatabaseRecord};
-use fettler_model::SecretReference;
+use fettler_ledger::{DatabaseChange, DatabaseRecord, DatabaseTerms};
+use fettler_model::{JobWindow, SecretReference};
 use serde_json::json;
 
+use super::policy;
 use crate::{
     app::App,
-    args::{DatabaseAddArgs, DatabaseCommand, DatabaseEditArgs},
+    args::{DatabaseAddArgs, DatabaseCommand, DatabaseEditArgs, DatabaseTermsArgs},
     failure::{Exit, Failure, Outcome},
     output::{pairs, table},
     select, units,
@@ -67,6 +68,9 @@ async fn add(app: &App, args: &DatabaseAddArgs) -> Outcome {
     if let Some(sandbox) = select::sandbox(app, &args.sandbox).await? {
         record.sandbox = json!(sandbox);
     }
+    if let Some(terms) = terms(&record.terms, &args.terms)? {
+        record.terms = terms;
+    }
     let added = app.ledger().await?.add_database(&record).await?;
     app.output.result(&added, || {
         format!(
@@ -112,6 +116,7 @@ async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
         sandbox: select::sandbox(app, &args.sandbox)
             .await?
             .map(|sandbox| json!(sandbox)),
+        terms: terms(&record.terms, &args.terms)?,
     };
     if change == DatabaseChange::default() {
         return Err(Failure::nothing(
@@ -127,6 +132,23 @@ async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
     }
     app.output.result(&changed, || text(&changed));
     Ok(Exit::Done)
+}
+
+/// The terms as the options change them; none when they say nothing.
+fn terms(now: &DatabaseTerms, args: &DatabaseTermsArgs) -> Result<Option<DatabaseTerms>, Failure> {
+    let mut terms = now.clone();
+    if let Some(text) = &args.window {
+        terms.window = policy::window(text)?.map(|hours| JobWindow {
+            hours,
+            time_zone: args.time_zone.clone().unwrap_or_else(policy::system_zone),
+        });
+        if let Some(window) = &terms.window {
+            window.clock().map_err(|error| {
+                Failure::usage(error.to_string(), "write the window as `22:00-04:00`")
+            })?;
+        }
+    }
+    Ok((terms != *now).then_some(terms))
 }
 
 fn labels(record: &DatabaseRecord) -> String {
@@ -166,6 +188,19 @@ fn text(record: &DatabaseRecord) -> String {
                 .as_str()
                 .unwrap_or("automatic")
                 .to_owned(),
+        ),
+        (
+            "window",
+            record
+                .terms
+                .window
+                .as_ref()
+                .map_or_else(String::new, |window| {
+                    format!(
+                        "{} to {} in {}",
+                        window.hours.from, window.hours.to, window.time_zone
+                    )
+                }),
         ),
         ("since", units::moment(record.created)),
     ])

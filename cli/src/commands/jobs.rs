@@ -4,14 +4,15 @@ use std::{collections::HashMap, time::Duration};
 
 use fettler_ledger::{CancelOutcome, JobFilter, JobRecord};
 use fettler_model::{
-    DatabaseId, JobId, JobState, Problem, Progress, TenantId, Timestamp, WaitReason,
+    DatabaseId, JobId, JobState, JobTerms, Priority, Problem, Progress, TenantId, Timestamp,
+    WaitReason,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
     app::App,
-    args::{JobArg, JobsArgs, JobsCommand, JobsListArgs},
+    args::{JobArg, JobsArgs, JobsCommand, JobsListArgs, JobsMatchArgs},
     failure::{Exit, Failure, Outcome},
     output::{pairs, table},
     run, select, units,
@@ -37,6 +38,12 @@ pub(crate) struct Shown {
     wait: Option<WaitReason>,
     /// The same in words.
     wait_text: Option<String>,
+    /// What would end the wait, in words.
+    wait_ends: Option<String>,
+    /// When the wait ends by itself, where a time ends it.
+    wait_until: Option<Timestamp>,
+    priority: Priority,
+    terms: JobTerms,
     progress: Option<Progress>,
     attempts: u32,
     tries: u32,
@@ -64,6 +71,10 @@ impl Shown {
             started: job.started,
             ended: job.ended,
             wait_text: job.wait.as_ref().map(ToString::to_string),
+            wait_ends: job.wait.as_ref().map(WaitReason::ends_when),
+            wait_until: job.wait.as_ref().and_then(WaitReason::until),
+            priority: job.priority,
+            terms: job.terms,
             wait: job.wait,
             progress: job.progress,
             attempts: job.attempt,
@@ -105,8 +116,15 @@ pub(crate) async fn run(app: &App, args: &JobsArgs) -> Outcome {
         None => list(app, &args.list).await,
         Some(JobsCommand::Show(arg)) => show(app, arg).await,
         Some(JobsCommand::Watch(arg)) => watch(app, arg).await,
-        Some(JobsCommand::Cancel(arg)) => cancel(app, arg).await,
+        Some(JobsCommand::Cancel(args)) => match &args.job {
+            Some(job) => cancel(app, &JobArg { job: job.clone() }).await,
+            None => cancel_matching(app, &args.matching).await,
+        },
         Some(JobsCommand::Retry(arg)) => retry(app, arg).await,
+        Some(JobsCommand::Replay(args)) => replay(app, args).await,
+        Some(JobsCommand::Priority { job, level }) => {
+            priority(app, &JobArg { job: job.clone() }, (*level).into()).await
+        }
     }
 }
 
@@ -248,6 +266,28 @@ fn text(job: &Shown) -> String {
         ("database", job.database.clone().unwrap_or_default()),
         ("state", job.state.to_string()),
         ("", job.remark()),
+        ("until", job.wait_ends.clone().unwrap_or_default()),
+        ("priority", job.priority.as_str().to_owned()),
+        (
+            "window",
+            job.terms
+                .window
+                .as_ref()
+                .map_or_else(String::new, |window| {
+                    format!(
+                        "{} to {} in {}",
+                        window.hours.from, window.hours.to, window.time_zone
+                    )
+                }),
+        ),
+        (
+            "timeout",
+            job.terms
+                .timeout_seconds
+                .map_or_else(String::new, |seconds| {
+                    units::span(Duration::from_secs(seconds))
+                }),
+        ),
         ("submitted", units::moment(job.submitted)),
         ("started", moment(job.started)),
         ("ended", moment(job.ended)),
@@ -356,5 +396,121 @@ async fn retry(app: &App, arg: &JobArg) -> Outcome {
             format!("Job {short} does {} again: {how}.", record.id.short())
         },
     );
+    Ok(Exit::Done)
+}
+
+/// The filter of a command that is about many jobs of the tenant.
+async fn filter(app: &App, args: &JobsMatchArgs) -> Result<JobFilter, Failure> {
+    if !args.all_matching {
+        return Err(Failure::usage(
+            "which jobs are meant was not said",
+            "`--all-matching` means all of the tenant's that match the other options",
+        ));
+    }
+    let database = match &args.database {
+        Some(name) => Some(select::existing_database(app, name).await?.id),
+        None => None,
+    };
+    Ok(JobFilter {
+        tenant: Some(app.tenant().clone()),
+        states: args.state.clone(),
+        kind: args.kind.clone(),
+        database,
+        tag: args.tag.clone(),
+        ..JobFilter::default()
+    })
+}
+
+async fn cancel_matching(app: &App, args: &JobsMatchArgs) -> Outcome {
+    let filter = filter(app, args).await?;
+    let ledger = app.ledger().await?;
+    let readied = ledger.readied();
+    let done = ledger.cancel_matching(&filter, args.dry_run).await?;
+    app.push_readied(readied).await?;
+    let document = json!({
+        "cancelled": done.cancelled,
+        "asked": done.asked,
+        "dry_run": args.dry_run,
+    });
+    app.output.result(&document, || {
+        if args.dry_run {
+            format!(
+                "{} jobs that wait would be cancelled, {} that run would be asked to stop.",
+                done.cancelled, done.asked
+            )
+        } else {
+            format!(
+                "{} jobs that waited are cancelled, {} that run are asked to stop.",
+                done.cancelled, done.asked
+            )
+        }
+    });
+    Ok(if done.cancelled + done.asked == 0 {
+        Exit::Nothing
+    } else {
+        Exit::Done
+    })
+}
+
+async fn replay(app: &App, args: &JobsMatchArgs) -> Outcome {
+    let filter = filter(app, args).await?;
+    let ledger = app.ledger().await?;
+    let readied = ledger.readied();
+    let done = ledger.replay_matching(&filter, args.dry_run).await?;
+    app.push_readied(readied).await?;
+    let document = json!({
+        "submitted": done.submitted,
+        "already": done.already,
+        "refused": done.refused,
+        "first_refusal": done.first_refusal.as_ref().map(|(job, problem)| json!({"job": job, "problem": problem})),
+        "dry_run": args.dry_run,
+    });
+    app.output.result(&document, || {
+        if args.dry_run {
+            return format!("{} jobs would be done again.", done.submitted);
+        }
+        let mut text = format!("{} jobs are done again", done.submitted);
+        if done.already > 0 {
+            text.push_str(&format!(", {} had been before", done.already));
+        }
+        if let Some((job, problem)) = &done.first_refusal {
+            text.push_str(&format!(
+                ", {} cannot be: {} ({})",
+                done.refused,
+                problem.what,
+                job.short()
+            ));
+        }
+        text.push('.');
+        text
+    });
+    Ok(if done.refused > 0 {
+        Exit::Failed
+    } else if done.submitted == 0 {
+        Exit::Nothing
+    } else {
+        Exit::Done
+    })
+}
+
+async fn priority(app: &App, arg: &JobArg, priority: Priority) -> Outcome {
+    let record = find(app, arg).await?;
+    let ledger = app.ledger().await?;
+    let readied = ledger.readied();
+    let changed = ledger.set_priority(record.id, priority).await?;
+    app.push_readied(readied).await?;
+    let shown = Shown::of(changed, &names(app).await?);
+    app.output.result(&shown, || {
+        let capped = if shown.priority == priority {
+            ""
+        } else {
+            ", the highest that its tenant may have"
+        };
+        format!(
+            "Job {} has the priority {}{capped}.",
+            shown.id.short(),
+            shown.priority.as_str()
+        )
+    });
     Ok(Exit::Done)
 }

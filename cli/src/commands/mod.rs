@@ -14,6 +14,8 @@ mod hold;
 mod jobs;
 mod key;
 mod kinds;
+mod limit;
+mod pause;
 mod ping;
 mod policy;
 mod preflight;
@@ -57,6 +59,9 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome {
         Command::Database(command) => database::run(app, &command).await,
         Command::Policy(command) => policy::run(app, &command).await,
         Command::Jobs(args) => jobs::run(app, &args).await,
+        Command::Limit(command) => limit::run(app, &command).await,
+        Command::Pause(args) => pause::pause(app, &args).await,
+        Command::Resume(args) => pause::resume(app, &args).await,
         Command::Kinds(args) => kinds::run(app, &args),
         Command::Preflight(args) => preflight::run(app, &args).await,
         Command::Worker(args) => worker::run(app, &args).await,

@@ -89,6 +89,7 @@ async fn add(app: &App, args: &PolicyAddArgs) -> Outcome {
         priority: Default::default(),
         keep: None,
         prove: ProveEvery::Never,
+        timeout_seconds: None,
         paused: args.paused,
     };
     apply(&mut spec, &args.fields)?;
@@ -137,7 +138,7 @@ fn made_name(text: &str) -> Result<PolicyName, Failure> {
     })
 }
 
-fn system_zone() -> String {
+pub(super) fn system_zone() -> String {
     jiff::tz::TimeZone::system()
         .iana_name()
         .unwrap_or("UTC")
@@ -157,6 +158,9 @@ fn apply(spec: &mut PolicySpec, fields: &PolicyFields) -> Result<(), Failure> {
     }
     if let Some(text) = &fields.window {
         spec.window = window(text)?;
+    }
+    if let Some(seconds) = fields.timeout {
+        spec.timeout_seconds = Some(seconds);
     }
     if let Some(seconds) = fields.jitter {
         spec.jitter_seconds = u32::try_from(seconds).map_err(|_| {
@@ -183,7 +187,7 @@ fn apply(spec: &mut PolicySpec, fields: &PolicyFields) -> Result<(), Failure> {
     Ok(())
 }
 
-fn window(text: &str) -> Result<Option<Window>, Failure> {
+pub(super) fn window(text: &str) -> Result<Option<Window>, Failure> {
     if text == "none" {
         return Ok(None);
     }

@@ -1,6 +1,7 @@
 //! `fettler tenant`: who there is. What a tenant has of its own (repository, keys, retention, sandbox)
 //! stands in its overlay of the settings.
 
+use fettler_ledger::TenantChange;
 use fettler_model::TenantId;
 use serde_json::json;
 
@@ -24,14 +25,33 @@ pub(crate) async fn run(app: &App, command: &TenantCommand) -> Outcome {
             let tenants = ledger.tenants().await?;
             app.output.result(&json!({ "tenants": tenants }), || {
                 table(
-                    &["tenant", "since"],
-                    tenants
-                        .iter()
-                        .map(|tenant| vec![tenant.id.to_string(), units::moment(tenant.created)]),
+                    &["tenant", "weight", "priority up to", "since"],
+                    tenants.iter().map(|tenant| {
+                        vec![
+                            tenant.id.to_string(),
+                            tenant.weight.to_string(),
+                            tenant.priority_ceiling.as_str().to_owned(),
+                            units::moment(tenant.created),
+                        ]
+                    }),
                 )
             });
         }
-        TenantCommand::Show { name } | TenantCommand::Edit { name } => {
+        TenantCommand::Show { name } => {
+            show(app, name).await?;
+        }
+        TenantCommand::Edit {
+            name,
+            weight,
+            priority_ceiling,
+        } => {
+            let change = TenantChange {
+                weight: *weight,
+                priority_ceiling: priority_ceiling.map(Into::into),
+            };
+            if change != TenantChange::default() {
+                ledger.edit_tenant(name, change).await?;
+            }
             show(app, name).await?;
         }
         TenantCommand::Remove { name } => {
@@ -64,6 +84,8 @@ async fn show(app: &App, name: &TenantId) -> Outcome {
     let document = json!({
         "id": tenant.id,
         "created": tenant.created,
+        "weight": tenant.weight,
+        "priority_ceiling": tenant.priority_ceiling,
         "repository": settings.repository_place(),
         "key": key,
         "keep": settings.retention.keep,
@@ -75,6 +97,11 @@ async fn show(app: &App, name: &TenantId) -> Outcome {
         pairs(&[
             ("tenant", tenant.id.to_string()),
             ("since", units::moment(tenant.created)),
+            ("weight", tenant.weight.to_string()),
+            (
+                "priority up to",
+                tenant.priority_ceiling.as_str().to_owned(),
+            ),
             ("databases", databases.len().to_string()),
             ("policies", policies.len().to_string()),
             ("repository", settings.repository_place()),

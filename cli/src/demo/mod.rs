@@ -498,6 +498,7 @@ async fn add_policy(app: &App, database: &DatabaseRecord) -> Result<(), Failure>
             ..KeepRules::default()
         }),
         prove: ProveEvery::Never,
+        timeout_seconds: None,
         paused: false,
     };
     let plan = PolicyPlan::read(&spec).map_err(|error| Failure::usage(error.to_string(), ""))?;

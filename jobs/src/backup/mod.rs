@@ -17,8 +17,8 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 use fettler_engine::{BackupOptions, DatabaseEngine, Identity, PreflightLevel, Target};
 use fettler_model::{
-    BackupFacts, BackupId, ErrorClass, ExclusionClass, JobId, JobRequest, Priority, Problem,
-    SlotClass, Timestamp, Warning,
+    BackupFacts, BackupId, ErrorClass, ExclusionClass, JobId, JobRequest, JobTerms, Priority,
+    Problem, SlotClass, Timestamp, Warning,
 };
 use fettler_repository::{
     BackupWriter, BeginBackup, Begun, Manifest, ManifestBody, Parent, TenantRepository,
@@ -408,6 +408,7 @@ async fn submit_proof(
             unique_key: Some(format!("prove/{backup}")),
             retry_of: None,
             tags: context.job.tags.clone(),
+            terms: JobTerms::default(),
         })
         .await
 }

@@ -1,23 +1,25 @@
 //! Claiming: one short transaction for a batch, durable before a job starts (rule 3). Candidates come in
-//! the order of their rank; one whose database is held parks there (rule 4).
+//! the ledger's order or as a queue delivered them; one whose database is held parks there (rule 4).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::{Duration, Instant},
 };
 
 use fettler_model::{
-    AttemptToken, DatabaseId, ExclusionClass, JobId, JobKindName, JobState, Timestamp, WaitReason,
+    AttemptToken, DatabaseId, DatabaseUrl, JobId, JobKindName, JobState, Timestamp, WaitReason,
 };
 use serde_json::{Value, json};
 
 use super::{
     COMMON, LIVE, Row,
-    finish::{Finish, finish, pass_turn},
+    finish::{Finish, finish, pass_turns, wake_first},
     id_list,
+    limits::{self, Limits},
+    order::{self, Hints, LinesSeen},
 };
 use crate::{
-    ClaimRequest, Claimed, ClaimedBatch, Fencing, JobRecord, Ledger, LedgerError, Result,
+    ClaimRequest, Claimed, ClaimedBatch, Fencing, JobRecord, Ledger, LedgerError, Result, codes,
     dialect::Column,
     row::{Fields, json_text},
     store::{Transaction, V},
@@ -27,13 +29,17 @@ const DOING: &str = "claiming jobs";
 /// How many jobs one claim takes at most.
 const MAX_CLAIM: usize = 500;
 /// How often a claim looks for more in place of those that it had to park.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 8;
+/// How many jobs a queue delivers at once at most.
+const MAX_GIVEN: usize = 1000;
+/// When a claim looks again that found nothing but what others were at.
+const CONTENDED: Duration = Duration::from_millis(20);
 /// How many delayed jobs become claimable in one claim.
 const PROMOTED: i64 = 500;
 
 /// Whether a job needs its database for itself.
 pub(super) fn excludes(record: &JobRecord) -> bool {
-    record.database.is_some() && record.exclusion != ExclusionClass::Free
+    record.database.is_some() && record.exclusion.excludes(record.exclusion)
 }
 
 impl Ledger {
@@ -65,10 +71,11 @@ impl Ledger {
         request: &ClaimRequest,
         ids: Option<&[JobId]>,
     ) -> Result<ClaimedBatch> {
-        let (due, ready) = self.outlook(request).await?;
+        let outlook = self.outlook(request).await?;
+        let due = outlook.due;
         let now = self.now().await?;
         let is_due = due.is_some_and(|due| due <= now);
-        if !ready && !is_due {
+        if !outlook.is_ready && !is_due {
             self.keep_announced(request).await?;
             return Ok(ClaimedBatch {
                 jobs: Vec::new(),
@@ -91,7 +98,17 @@ impl Ledger {
             )
             .await?;
         }
-        let jobs = claim_batch(&mut transaction, request, ids, now).await?;
+        let batch = Batch {
+            request,
+            now,
+            ageing: self.inner.shared.options.ageing,
+            seen: &self.inner.lines_seen,
+            has_rules: outlook.has_rules,
+        };
+        let outcome = match ids {
+            Some(ids) => claim_given(&mut transaction, &batch, ids).await?,
+            None => claim_in_order(&mut transaction, &batch).await?,
+        };
         let next_due = if is_due {
             let row = transaction
                 .row("SELECT MIN(due) AS due FROM job WHERE lane = 1", &[])
@@ -106,22 +123,27 @@ impl Ledger {
         if announce {
             self.announced(request);
         }
+        let mut next_due_in = next_due.map(|due| due.since(now));
+        if outcome.claimed.is_empty() && outcome.is_contended {
+            next_due_in = Some(next_due_in.map_or(CONTENDED, |due| due.min(CONTENDED)));
+        }
         Ok(ClaimedBatch {
-            jobs,
-            next_due_in: next_due.map(|due| due.since(now)),
+            jobs: outcome.claimed,
+            next_due_in,
         })
     }
 
-    /// The next due time of a delayed job, and whether anything may be claimable: asked without a
-    /// lock, so that an idle worker costs nothing.
-    async fn outlook(&self, request: &ClaimRequest) -> Result<(Option<Timestamp>, bool)> {
+    /// What a claim is about to meet: asked without a lock, so that an idle worker costs nothing.
+    async fn outlook(&self, request: &ClaimRequest) -> Result<Outlook> {
         let store = &self.inner.store;
         let sql = format!(
             "SELECT (SELECT MIN(due) FROM job WHERE lane = 1) AS due,
                     CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 0 AND kind {among} AND lane = 0 AND state = 0)
                          THEN 1 ELSE 0 END AS ready_long,
                     CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 1 AND kind {among} AND lane = 0 AND state = 0)
-                         THEN 1 ELSE 0 END AS ready_short",
+                         THEN 1 ELSE 0 END AS ready_short,
+                    CASE WHEN EXISTS (SELECT 1 FROM job_limit) OR EXISTS (SELECT 1 FROM pause)
+                         THEN 1 ELSE 0 END AS rules",
             among = store.dialect.among(1)
         );
         let row = store
@@ -132,9 +154,12 @@ impl Ledger {
                 what: "a statement that gives one row gave none".to_owned(),
             })?;
         let fields = Fields::of(&row, DOING);
-        let ready = (request.long > 0 && fields.number("ready_long")? != 0)
-            || (request.short > 0 && fields.number("ready_short")? != 0);
-        Ok((fields.time_or_none("due")?, ready))
+        Ok(Outlook {
+            due: fields.time_or_none("due")?,
+            is_ready: (request.long > 0 && fields.number("ready_long")? != 0)
+                || (request.short > 0 && fields.number("ready_short")? != 0),
+            has_rules: fields.number("rules")? != 0,
+        })
     }
 
     /// The running attempt that this process was started for (rule 7): the claim as it stands.
@@ -209,45 +234,121 @@ async fn promote(transaction: &mut Transaction, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
-async fn claim_batch(
-    transaction: &mut Transaction,
-    request: &ClaimRequest,
-    ids: Option<&[JobId]>,
+/// See [`Ledger::outlook`].
+struct Outlook {
+    /// The next due time of a delayed job.
+    due: Option<Timestamp>,
+    /// Something may be claimable.
+    is_ready: bool,
+    /// There are limits or pauses.
+    has_rules: bool,
+}
+
+/// What a batch of claims works with.
+struct Batch<'r> {
+    request: &'r ClaimRequest,
     now: Timestamp,
-) -> Result<Vec<Claimed>> {
-    let mut room = Room {
-        long: request.long.min(MAX_CLAIM),
-        short: request.short.min(MAX_CLAIM),
-    };
-    let mut claimed = Vec::new();
-    for _ in 0..ROUNDS {
-        let candidates = candidates(transaction, request, ids, &room).await?;
-        if candidates.is_empty() {
-            break;
+    ageing: Duration,
+    seen: &'r LinesSeen,
+    /// There are limits or pauses.
+    has_rules: bool,
+}
+
+/// What a batch of claims gave.
+#[derive(Default)]
+struct Outcome {
+    claimed: Vec<Claimed>,
+    /// Others were at the same jobs, so that there may be more than this.
+    is_contended: bool,
+}
+
+/// Claims from the ledger's own order.
+async fn claim_in_order(transaction: &mut Transaction, batch: &Batch<'_>) -> Result<Outcome> {
+    let mut room = Room::of_request(batch.request);
+    let mut outcome = Outcome::default();
+    let mut passed = HashSet::new();
+    let mut hints = Hints::default();
+    if batch.has_rules {
+        match Hints::read(transaction).await? {
+            Some(read) => hints = read,
+            // Everything is paused.
+            None => return Ok(outcome),
         }
-        let refused = decide(
+    }
+    for _ in 0..ROUNDS {
+        let chosen = order::choose(
             transaction,
-            request,
-            now,
-            candidates,
-            &mut room,
-            &mut claimed,
+            &batch.request.kinds,
+            &room,
+            &hints,
+            &passed,
+            batch.seen,
+            (batch.now, batch.ageing),
         )
         .await?;
-        if refused == 0 || (room.long == 0 && room.short == 0) {
+        if chosen.jobs.is_empty() {
+            return Ok(outcome);
+        }
+        let candidates = lock_candidates(transaction, batch.request, &chosen.jobs).await?;
+        let locked: HashSet<JobId> = candidates.iter().map(Row::id).collect();
+        passed.extend(chosen.jobs.iter().filter(|id| !locked.contains(*id)));
+        let before = outcome.claimed.len();
+        decide(
+            transaction,
+            batch,
+            candidates,
+            &mut room,
+            &mut hints,
+            &mut outcome.claimed,
+        )
+        .await?;
+        let new = outcome.claimed[before..].iter().map(|one| one.job.id);
+        chosen.charge(transaction, new).await?;
+        if room.is_full() {
             break;
         }
     }
-    Ok(claimed)
+    outcome.is_contended = !passed.is_empty();
+    Ok(outcome)
+}
+
+/// Claims what a queue delivered, in the order in which it did.
+async fn claim_given(
+    transaction: &mut Transaction,
+    batch: &Batch<'_>,
+    ids: &[JobId],
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    if ids.is_empty() {
+        return Ok(outcome);
+    }
+    let candidates = lock_candidates(transaction, batch.request, ids).await?;
+    decide(
+        transaction,
+        batch,
+        candidates,
+        &mut Room::of_request(batch.request),
+        &mut Hints::default(),
+        &mut outcome.claimed,
+    )
+    .await?;
+    Ok(outcome)
 }
 
 /// How many jobs of each class the worker still has room for.
-struct Room {
-    long: usize,
-    short: usize,
+pub(super) struct Room {
+    pub(super) long: usize,
+    pub(super) short: usize,
 }
 
 impl Room {
+    fn of_request(request: &ClaimRequest) -> Self {
+        Self {
+            long: request.long.min(MAX_CLAIM),
+            short: request.short.min(MAX_CLAIM),
+        }
+    }
+
     fn of(&mut self, row: &Row) -> &mut usize {
         if row.is_long() {
             &mut self.long
@@ -255,71 +356,133 @@ impl Room {
             &mut self.short
         }
     }
+
+    const fn is_full(&self) -> bool {
+        self.long == 0 && self.short == 0
+    }
 }
 
-/// The first claimable jobs of each kind and slot class, in the order of their rank. Each kind is a
-/// range of the index `job_order`, so that a million jobs that this worker cannot run cost nothing.
-async fn candidates(
+/// Locks those of these jobs that are claimable and not locked by somebody else, and gives them in the
+/// order given.
+async fn lock_candidates(
     transaction: &mut Transaction,
     request: &ClaimRequest,
-    ids: Option<&[JobId]>,
-    room: &Room,
+    ids: &[JobId],
 ) -> Result<Vec<Row>> {
     let dialect = transaction.dialect;
-    let skip_locked = dialect.skip_locked();
-    let rows = if let Some(ids) = ids {
-        let sql = format!(
-            "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND kind {} AND lane = 0 AND state = 0
-             ORDER BY rank, id LIMIT {MAX_CLAIM} {skip_locked}",
-            dialect.among(1),
-            dialect.among(2)
-        );
-        let values = [
-            V::S(id_list(ids.iter().copied())),
-            V::S(json_text(&request.kinds)?),
-        ];
-        transaction.rows(sql, &values).await?
-    } else {
-        let mut arms = Vec::new();
-        let mut values: Vec<V<'_>> = Vec::new();
-        for (slot, room) in [(0, room.long), (1, room.short)] {
-            if room == 0 {
-                continue;
-            }
-            values.push(V::N(i64::try_from(room).expect("room is bounded")));
-            let limit = values.len();
-            for kind in &request.kinds {
-                values.push(V::T(kind.as_str()));
-                arms.push(format!(
-                    "SELECT * FROM (SELECT {COMMON}, {LIVE} FROM job
-                        WHERE slot = {slot} AND kind = ${kind} AND lane = 0 AND state = 0
-                        ORDER BY rank, id LIMIT ${limit} {skip_locked}) a{kind}",
-                    kind = values.len()
-                ));
-            }
-        }
-        if arms.is_empty() {
-            return Ok(Vec::new());
-        }
-        transaction.rows(arms.join(" UNION ALL "), &values).await?
-    };
+    let sql = format!(
+        "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND kind {} AND lane = 0 AND state = 0
+         ORDER BY id LIMIT {MAX_GIVEN} {}",
+        dialect.among(1),
+        dialect.among(2),
+        dialect.skip_locked()
+    );
+    let values = [
+        V::S(id_list(ids.iter().copied())),
+        V::S(json_text(&request.kinds)?),
+    ];
+    let rows = transaction.rows(sql, &values).await?;
     let mut candidates = rows
         .iter()
         .map(|row| Row::read(row, DOING))
         .collect::<Result<Vec<_>>>()?;
-    candidates.sort_by_key(|row| (row.rank, row.id()));
+    let place: HashMap<JobId, usize> = ids.iter().copied().zip(0..).collect();
+    candidates.sort_by_key(|row| place.get(&row.id()).copied());
     Ok(candidates)
 }
 
-/// Claims, parks or expires each candidate; returns how many were not claimed though there was room.
+/// What a claim has to know of the databases of its candidates.
+#[derive(Debug, Default)]
+pub(super) struct Databases {
+    /// What excludes jobs on each: its own identity, or its record until that is known (rule 17).
+    resources: HashMap<DatabaseId, String>,
+    servers: HashMap<DatabaseId, String>,
+}
+
+impl Databases {
+    /// The server that a job's database is on.
+    pub(super) fn server_of(&self, row: &Row) -> Option<&str> {
+        self.servers.get(&row.record.database?).map(String::as_str)
+    }
+
+    /// What a job must hold alone.
+    pub(super) fn resource_of(&self, row: &Row) -> Option<&String> {
+        self.resources
+            .get(&row.record.database.filter(|_| excludes(&row.record))?)
+    }
+}
+
+/// Reads what is to be known of these jobs' databases. The records of those that exclude others stay as they
+/// are until the commit.
+pub(super) async fn database_facts<'r>(
+    transaction: &mut Transaction,
+    rows: impl Iterator<Item = &'r Row>,
+) -> Result<Databases> {
+    let mut facts = Databases::default();
+    let (mut shared, mut all) = (BTreeSet::new(), BTreeSet::new());
+    for row in rows {
+        if let Some(database) = row.record.database {
+            all.insert(database);
+            if excludes(&row.record) {
+                shared.insert(database);
+                facts.resources.insert(database, record_name(database));
+            }
+        }
+    }
+    if all.is_empty() {
+        return Ok(facts);
+    }
+    let dialect = transaction.dialect;
+    let lock = if shared.is_empty() {
+        ""
+    } else {
+        dialect.for_share()
+    };
+    let sql = format!(
+        "SELECT id, identity_key, url FROM database_record WHERE id {} ORDER BY id {lock}",
+        dialect.among(1),
+    );
+    for row in &transaction.rows(sql, &[V::S(json_text(&all)?)]).await? {
+        let fields = Fields::of(row, DOING);
+        let id = fields.parsed("id")?;
+        if let Some(identity) = fields.text_or_none("identity_key")?
+            && shared.contains(&id)
+        {
+            facts.resources.insert(id, identity_name(&identity));
+        }
+        let url = DatabaseUrl::try_from(fields.text("url")?);
+        if let Some(server) = url.ok().and_then(|url| url.server()) {
+            facts.servers.insert(id, server);
+        }
+    }
+    Ok(facts)
+}
+
+/// What stands against a job now.
+enum Refusal {
+    /// It waits for a time: its window is closed.
+    Until(Timestamp),
+    /// It parks under this name.
+    At(String),
+}
+
+/// A job that is claimed, and what it holds: its database first, then slots of limits.
+struct Taken {
+    row: Row,
+    resource: Option<String>,
+    limits: Vec<String>,
+}
+
+/// Claims, parks, delays or expires each candidate. Says in `hints` what is full now.
 async fn decide(
     transaction: &mut Transaction,
-    request: &ClaimRequest,
-    now: Timestamp,
+    batch: &Batch<'_>,
     candidates: Vec<Row>,
     room: &mut Room,
+    hints: &mut Hints,
     claimed: &mut Vec<Claimed>,
-) -> Result<usize> {
+) -> Result<()> {
+    let now = batch.now;
     let (expired, candidates): (Vec<Row>, Vec<Row>) = candidates
         .into_iter()
         .partition(|row| row.record.deadline.is_some_and(|at| at <= now));
@@ -328,74 +491,84 @@ async fn decide(
         .map(|row| Finish::unrun(row, JobState::Expired))
         .collect();
     finish(transaction, now, &ends).await?;
-    for row in &expired {
-        pass_turn(transaction, row).await?;
-    }
-    let databases = candidates
-        .iter()
-        .filter(|row| excludes(&row.record))
-        .filter_map(|row| row.record.database);
-    let names = resource_names(transaction, databases).await?;
-    let mut holders = lock_resources(transaction, &names, now).await?;
+    pass_turns(transaction, &expired).await?;
 
-    let (mut taken, mut parked) = (Vec::new(), Vec::new());
+    let databases = database_facts(transaction, candidates.iter()).await?;
+    let (limit_names, pause_names) = if batch.has_rules {
+        limits::names_of(candidates.iter().map(|row| (row, databases.server_of(row))))
+    } else {
+        Default::default()
+    };
+    let mut limits = Limits::lock(transaction, limit_names, pause_names).await?;
+    let mut holders = lock_resources(transaction, &databases.resources, now).await?;
+
+    let (mut taken, mut parked, mut delayed) = (Vec::new(), Vec::new(), Vec::new());
+    let mut passed: BTreeSet<String> = BTreeSet::new();
     for row in candidates {
         let free = room.of(&row);
         if *free == 0 {
             continue;
         }
-        let name = row
-            .record
-            .database
-            .filter(|_| excludes(&row.record))
-            .and_then(|database| names.get(&database).cloned());
-        if let Some(name) = &name {
+        let names = limits.known(limits::limits_on(&row.record, databases.server_of(&row)));
+        let resource = databases.resource_of(&row).cloned();
+        let refusal = if let Some(name) = limits.pause_against(&row.record) {
+            Some(Refusal::At(name))
+        } else if let Some(opens) = closed_until(&row, now) {
+            Some(Refusal::Until(opens))
+        } else {
+            limits.limit_against(&names).map(Refusal::At)
+        };
+        if let Some(refusal) = refusal {
+            // Whatever it would have got is free for the next in line there.
+            limits.pass_on(
+                &names,
+                match &refusal {
+                    Refusal::At(name) => Some(name),
+                    Refusal::Until(_) => None,
+                },
+            );
+            passed.extend(resource);
+            match refusal {
+                Refusal::At(name) => parked.push((row, name)),
+                Refusal::Until(opens) => delayed.push((row, opens)),
+            }
+            continue;
+        }
+        if let Some(name) = &resource {
             let holder = holders.entry(name.clone()).or_default();
             if holder.is_some() {
+                limits.pass_on(&names, None);
                 parked.push((row, name.clone()));
                 continue;
             }
             *holder = Some((row.id(), row.record.kind.clone()));
         }
         *free -= 1;
-        taken.push((row, name));
+        limits.take(&names);
+        taken.push(Taken {
+            row,
+            resource,
+            limits: names,
+        });
     }
     park(transaction, &parked).await?;
+    delay(transaction, &delayed).await?;
+    limits.write(transaction).await?;
+    limits.tell(hints);
     take_resources(transaction, &taken, now).await?;
-    take(transaction, request, now, taken, claimed).await?;
-    Ok(parked.len() + expired.len())
-}
-
-/// What excludes jobs on these databases: their own identity, or their record until that is known
-/// (rule 17). The records stay as they are until the commit.
-pub(super) async fn resource_names(
-    transaction: &mut Transaction,
-    databases: impl IntoIterator<Item = DatabaseId>,
-) -> Result<HashMap<DatabaseId, String>> {
-    let databases: Vec<DatabaseId> = databases.into_iter().collect();
-    if databases.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let dialect = transaction.dialect;
-    let sql = format!(
-        "SELECT id, identity_key FROM database_record WHERE id {} ORDER BY id {}",
-        dialect.among(1),
-        dialect.for_share()
-    );
-    let rows = transaction
-        .rows(sql, &[V::S(json_text(&databases)?)])
-        .await?;
-    let mut names: HashMap<DatabaseId, String> = databases
-        .into_iter()
-        .map(|id| (id, record_name(id)))
-        .collect();
-    for row in &rows {
-        let fields = Fields::of(row, DOING);
-        if let Some(identity) = fields.text_or_none("identity_key")? {
-            names.insert(fields.parsed("id")?, identity_name(&identity));
+    for name in passed {
+        if holders.get(&name).is_none_or(Option::is_none) {
+            wake_first(transaction, &name).await?;
         }
     }
-    Ok(names)
+    take(transaction, batch.request, now, taken, claimed).await
+}
+
+/// When a job's window opens, while it is closed. A window that cannot be read was refused when the job was
+/// submitted.
+fn closed_until(row: &Row, now: Timestamp) -> Option<Timestamp> {
+    let window = row.record.terms.window.as_ref()?.clock().ok()?;
+    (!window.is_open(now)).then(|| window.next_open(now))
 }
 
 /// The name of a database as a resource while its identity is not known.
@@ -486,16 +659,35 @@ async fn park(transaction: &mut Transaction, parked: &[(Row, String)]) -> Result
     Ok(())
 }
 
+/// Lets jobs wait for a time, with their age and their place.
+async fn delay(transaction: &mut Transaction, delayed: &[(Row, Timestamp)]) -> Result<()> {
+    for (row, opens) in delayed {
+        transaction
+            .execute(
+                "UPDATE job SET lane = $1, due = $2, wait = $3 WHERE id = $4 AND state = 0 AND lane = 0",
+                &[
+                    V::N(codes::LANE_DELAYED),
+                    V::N(opens.micros()),
+                    V::N(codes::WAIT_WINDOW),
+                    V::S(row.id().to_string()),
+                ],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
 /// Writes who holds the resources; the condition that decides stands in the statement (rule 3).
 async fn take_resources(
     transaction: &mut Transaction,
-    taken: &[(Row, Option<String>)],
+    taken: &[Taken],
     now: Timestamp,
 ) -> Result<()> {
     let rows: Vec<Value> = taken
         .iter()
-        .filter_map(|(row, name)| {
-            name.as_ref()
+        .filter_map(|Taken { row, resource, .. }| {
+            resource
+                .as_ref()
                 .map(|name| json!({"vname": name, "vjob": row.id(), "vkind": row.record.kind}))
         })
         .collect();
@@ -533,7 +725,7 @@ async fn take(
     transaction: &mut Transaction,
     request: &ClaimRequest,
     now: Timestamp,
-    taken: Vec<(Row, Option<String>)>,
+    taken: Vec<Taken>,
     claimed: &mut Vec<Claimed>,
 ) -> Result<()> {
     if taken.is_empty() {
@@ -543,11 +735,20 @@ async fn take(
     let mut tokens = HashMap::with_capacity(taken.len());
     let rows: Vec<Value> = taken
         .iter()
-        .map(|(row, name)| {
-            let token = AttemptToken::new(row.token.attempt_number() + 1, rand::random());
-            tokens.insert(row.id(), token);
-            json!({"vid": row.id(), "vtoken": token.value(), "vholds": name})
-        })
+        .map(
+            |Taken {
+                 row,
+                 resource,
+                 limits,
+             }| {
+                let token = AttemptToken::new(row.token.attempt_number() + 1, rand::random());
+                tokens.insert(row.id(), token);
+                let limits = limits.iter().map(|name| limits::limit_name(name));
+                let holds: Vec<String> = resource.iter().cloned().chain(limits).collect();
+                let holds = (!holds.is_empty()).then(|| holds.join("\n"));
+                json!({"vid": row.id(), "vtoken": token.value(), "vholds": holds})
+            },
+        )
         .collect();
     let sql = format!(
         "UPDATE job SET state = 1, token = vtoken, worker = $2, started = $3, lease_until = $4, holds = vholds, progress = NULL
@@ -575,7 +776,7 @@ async fn take(
             what: "a job was changed at the same moment".to_owned(),
         });
     }
-    for (row, _) in taken {
+    for Taken { row, .. } in taken {
         let token = tokens[&row.id()];
         claimed.push(Claimed {
             token,

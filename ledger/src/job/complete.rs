@@ -156,7 +156,7 @@ pub(crate) async fn complete_all(
         .iter()
         .map(|end| end.row)
         .chain(backs.iter().map(|back| back.row))
-        .filter_map(|row| row.holds.clone().map(|name| (name, row.id())))
+        .flat_map(Row::held)
         .collect();
     let wake = !held.is_empty() || !backs.is_empty();
     release(&mut transaction, held).await?;

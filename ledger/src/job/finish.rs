@@ -1,12 +1,15 @@
 //! The ends that all paths share: a job moves to the history, or goes back to the queue; what it held is
 //! released, and the first that is parked there is woken (rule 4).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fettler_model::{AttemptOutcome, JobId, JobState, Problem, TenantId, Timestamp};
 use serde_json::{Value, json};
 
-use super::{COMMON, Row, id_list};
+use super::{
+    COMMON, Row, claim, id_list,
+    limits::{self, Limits},
+};
 use crate::{
     Result, codes,
     dialect::Column,
@@ -87,7 +90,7 @@ pub(super) async fn finish(
                 "INSERT INTO history ({COMMON}, ended, outcome, result, bytes, tx, seq)
                  SELECT id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, submitted,
                         due, deadline, max_tries, unique_key, retry_of, tags, vproblem, vtries, vlost, cancel, vstate,
-                        token, worker, started, progress, $2, voutcome, vresult,
+                        token, worker, started, progress, terms, $2, voutcome, vresult,
                         400 + octet_length(arguments) + COALESCE(octet_length(vresult), 0) + COALESCE(octet_length(vproblem), 0),
                         {tx}, {seq}
                  FROM {source} v JOIN job ON id = vid ORDER BY vseq",
@@ -198,13 +201,23 @@ pub(super) async fn requeue(
     Ok(())
 }
 
-/// Releases what these jobs held, in the order of its names, and wakes the first parked of each.
+/// Releases what these jobs held, in the order of its names, limits before databases as claims lock them,
+/// and wakes the first parked of each: as many as there is room for now.
 pub(super) async fn release(
     transaction: &mut Transaction,
     held: impl IntoIterator<Item = (String, JobId)>,
 ) -> Result<()> {
     let held: BTreeSet<(String, JobId)> = held.into_iter().collect();
+    let mut slots: BTreeMap<String, i64> = BTreeMap::new();
+    let mut databases = Vec::new();
     for (name, job) in held {
+        match limits::limit_of(&name) {
+            Some(limit) => *slots.entry(limit.to_owned()).or_default() += 1,
+            None => databases.push((name, job)),
+        }
+    }
+    limits::give_back(transaction, slots).await?;
+    for (name, job) in databases {
         let released = transaction
             .execute(
                 "UPDATE resource SET job = NULL, kind = NULL WHERE name = $1 AND job = $2",
@@ -218,46 +231,75 @@ pub(super) async fn release(
     Ok(())
 }
 
-/// Wakes the first that is parked at a resource: exactly that one is tried again (rule 4).
+/// Wakes the first that is parked under a name: exactly that one is tried again (rule 4).
 pub(crate) async fn wake_first(transaction: &mut Transaction, name: &str) -> Result<bool> {
-    let skip_locked = transaction.dialect.skip_locked();
+    wake(transaction, name, 1).await
+}
+
+/// Wakes the first few; says whether there was any.
+pub(super) async fn wake(transaction: &mut Transaction, name: &str, count: i64) -> Result<bool> {
+    Ok(wake_some(transaction, name, count).await? > 0)
+}
+
+/// Wakes the first few; says how many there were.
+pub(super) async fn wake_some(
+    transaction: &mut Transaction,
+    name: &str,
+    count: i64,
+) -> Result<u64> {
+    let dialect = transaction.dialect;
+    let first = format!(
+        "SELECT id FROM job WHERE lane = 2 AND parked_at = $1 ORDER BY rank, id LIMIT $2 {}",
+        dialect.skip_locked()
+    );
     let woken = transaction
         .rows(
             format!(
-                "UPDATE job SET lane = 0, parked_at = NULL
-                 WHERE id = (SELECT id FROM job WHERE lane = 2 AND parked_at = $1 ORDER BY rank, id LIMIT 1 {skip_locked})
-                 RETURNING id"
+                "UPDATE job SET lane = 0, parked_at = NULL WHERE id {} RETURNING id",
+                dialect.among_rows(&first)
             ),
-            &[V::T(name)],
+            &[V::T(name), V::N(count)],
         )
         .await?;
     for row in &woken {
         let id = Fields::of(row, transaction.doing()).parsed("id")?;
         transaction.ready.push(id);
     }
-    Ok(!woken.is_empty())
+    Ok(woken.len() as u64)
 }
 
-/// A queued job that was next in line at a resource has gone: the one behind it takes its turn, when
-/// nobody holds the resource.
-pub(super) async fn pass_turn(transaction: &mut Transaction, row: &Row) -> Result<()> {
-    let Some(database) = row.record.database else {
-        return Ok(());
-    };
-    if row.lane != codes::LANE_OPEN || !super::claim::excludes(&row.record) {
+/// Queued jobs that were next in line have gone: those behind them take their turns, at the limits and
+/// databases that have room.
+pub(super) async fn pass_turns(transaction: &mut Transaction, rows: &[Row]) -> Result<()> {
+    let next: Vec<&Row> = rows
+        .iter()
+        .filter(|row| row.lane == codes::LANE_OPEN)
+        .collect();
+    if next.is_empty() {
         return Ok(());
     }
-    let names = super::claim::resource_names(transaction, [database]).await?;
-    if let Some(name) = names.get(&database)
-        && transaction
+    let facts = claim::database_facts(transaction, next.iter().copied()).await?;
+    let (names, _) = limits::names_of(next.iter().map(|row| (*row, facts.server_of(row))));
+    let mut met = Limits::lock(transaction, names, BTreeSet::new()).await?;
+    for row in &next {
+        let names = met.known(limits::limits_on(&row.record, facts.server_of(row)));
+        met.pass_on(&names, None);
+    }
+    met.write(transaction).await?;
+    let databases: BTreeSet<&String> = next
+        .iter()
+        .filter_map(|row| facts.resource_of(row))
+        .collect();
+    for name in databases {
+        let free = transaction
             .row(
                 "SELECT name FROM resource WHERE name = $1 AND job IS NULL",
                 &[V::T(name)],
             )
-            .await?
-            .is_some()
-    {
-        wake_first(transaction, name).await?;
+            .await?;
+        if free.is_some() {
+            wake_first(transaction, name).await?;
+        }
     }
     Ok(())
 }

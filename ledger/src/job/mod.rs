@@ -5,6 +5,8 @@ mod claim;
 mod complete;
 mod control;
 mod finish;
+mod limits;
+mod order;
 mod queued;
 mod read;
 mod rescue;
@@ -17,6 +19,7 @@ pub(crate) use attempt::fence;
 pub(crate) use claim::{identity_name, record_name};
 pub(crate) use complete::{Completion, complete_all};
 pub(crate) use finish::{event, wake_first};
+pub(crate) use order::{LinesSeen, WEIGHT};
 pub(crate) use read::{find_by_part, pattern_of};
 pub(crate) use submit::{Submission, submit_all, submit_in};
 
@@ -24,7 +27,7 @@ use crate::{JobRecord, Result, codes, row::Fields};
 
 /// The columns that a job has while it lives and after it has ended.
 const COMMON: &str = "id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, submitted, \
-    due, deadline, max_tries, unique_key, retry_of, tags, problem, tries, lost, cancel, state, token, worker, started, progress";
+    due, deadline, max_tries, unique_key, retry_of, tags, problem, tries, lost, cancel, state, token, worker, started, progress, terms";
 
 /// The rest of a live job's columns, in the order of [`ENDED`].
 const LIVE: &str = "CAST(NULL AS BIGINT) AS ended, CAST(NULL AS TEXT) AS result, lane, parked_at, wait, isolated, \
@@ -34,18 +37,29 @@ const LIVE: &str = "CAST(NULL AS BIGINT) AS ended, CAST(NULL AS TEXT) AS result,
 const ENDED: &str = "ended, result, 0 AS lane, CAST(NULL AS TEXT) AS parked_at, 0 AS wait, 0 AS isolated, \
     CAST(NULL AS BIGINT) AS lease_until, submitted AS rank, CAST(NULL AS TEXT) AS holds, 0 AS died";
 
-/// Who holds the resource at which a live job is parked.
-const HOLDER: &str = "(SELECT r.job FROM resource r WHERE r.name = j.parked_at) AS holder, \
-    (SELECT r.kind FROM resource r WHERE r.name = j.parked_at) AS holder_kind";
+/// Where a live job stands: who holds the database at which it is parked; how many claimable jobs of its
+/// tenant and kind come before it (counted to a hundred), and which comes first.
+const STANDS: &str = "(SELECT r.job FROM resource r WHERE r.name = j.parked_at) AS holder, \
+    (SELECT r.kind FROM resource r WHERE r.name = j.parked_at) AS holder_kind, \
+    CASE WHEN j.lane = 0 AND j.state = 0 THEN (SELECT COUNT(*) FROM (SELECT a.id FROM job a \
+        WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.tenant = j.tenant AND a.state = 0 \
+          AND (a.rank, a.id) < (j.rank, j.id) LIMIT 100) c) ELSE 0 END AS ahead, \
+    CASE WHEN j.lane = 0 AND j.state = 0 THEN (SELECT a.id FROM job a \
+        WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.tenant = j.tenant AND a.state = 0 \
+        ORDER BY a.rank, a.id LIMIT 1) END AS first";
+
+/// The same of an ended job.
+const STOOD: &str = "CAST(NULL AS TEXT) AS holder, CAST(NULL AS TEXT) AS holder_kind, \
+    CAST(0 AS BIGINT) AS ahead, CAST(NULL AS TEXT) AS first";
 
 /// A live job as the ledger's own code works with it.
 #[derive(Clone, Debug)]
 struct Row {
     record: JobRecord,
     token: AttemptToken,
-    rank: i64,
     lane: i64,
-    holds: Option<String>,
+    /// What its attempt holds: the database first, then slots of limits.
+    holds: Vec<String>,
     died: u32,
 }
 
@@ -55,9 +69,11 @@ impl Row {
         let record = record(row, doing)?;
         Ok(Self {
             token: AttemptToken::from_value(fields.number("token")?),
-            rank: fields.number("rank")?,
             lane: fields.number("lane")?,
-            holds: fields.text_or_none("holds")?,
+            holds: fields
+                .text_or_none("holds")?
+                .map(|holds| holds.lines().map(ToOwned::to_owned).collect())
+                .unwrap_or_default(),
             died: fields.small("died")?,
             record,
         })
@@ -65,6 +81,11 @@ impl Row {
 
     fn id(&self) -> JobId {
         self.record.id
+    }
+
+    /// What its attempt holds, as [`finish::release`] takes it.
+    fn held(&self) -> impl Iterator<Item = (String, JobId)> + '_ {
+        self.holds.iter().map(|name| (name.clone(), self.id()))
     }
 
     fn is_long(&self) -> bool {
@@ -94,6 +115,9 @@ fn record(row: &AnyRow, doing: &'static str) -> Result<JobRecord> {
                 at,
                 because: because.clone(),
             })
+        }
+        (JobState::Queued, codes::WAIT_WINDOW, Some(opens), _) => {
+            Some(WaitReason::WindowClosed { opens })
         }
         (JobState::Queued, ..) => Some(WaitReason::Ready),
         _ => None,
@@ -132,6 +156,7 @@ fn record(row: &AnyRow, doing: &'static str) -> Result<JobRecord> {
         },
         cancel_requested: fields.time_or_none("cancel")?,
         progress: fields.json_or_none("progress")?,
+        terms: fields.json_or_none("terms")?.unwrap_or_default(),
         result: fields.json_or_none("result")?,
         problem,
     })

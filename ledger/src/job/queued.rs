@@ -1,11 +1,11 @@
 //! Claimable jobs as a queue outside the ledger has to know them: those that a commit named, and all of
 //! them in pages, for a queue that lost its memory (rule 15).
 
-use fettler_model::{AttemptToken, JobId, JobKindName, Priority, SlotClass, Timestamp};
+use fettler_model::{AttemptToken, JobId, Priority, Timestamp};
 use sqlx::any::AnyRow;
 
 use super::id_list;
-use crate::{Ledger, QueuedJob, Result, codes, row::Fields, store::V};
+use crate::{Ledger, QueuedJob, QueuedLine, Result, codes, row::Fields, store::V};
 
 const DOING: &str = "reading queued jobs";
 /// The largest page.
@@ -14,39 +14,42 @@ const MAX_PAGE: usize = 1000;
 const COLUMNS: &str = "id, tenant, kind, kind_version, slot, priority, rank, token";
 
 impl Ledger {
-    /// The slot classes and kinds of which anything is claimable: each is an order of its own.
+    /// The lines of claimable jobs: each slot class, kind and tenant is an order of its own.
     ///
     /// # Errors
     ///
     /// When the ledger is away.
-    pub async fn queued_kinds(&self) -> Result<Vec<(SlotClass, JobKindName)>> {
+    pub async fn queued_lines(&self) -> Result<Vec<QueuedLine>> {
         let rows = self
             .inner
             .store
             .read(
                 DOING,
-                "SELECT DISTINCT slot, kind FROM job WHERE lane = 0 AND state = 0 ORDER BY slot, kind",
+                "SELECT DISTINCT slot, kind, tenant FROM job WHERE lane = 0 AND state = 0 ORDER BY slot, kind, tenant",
                 &[],
             )
             .await?;
         rows.iter()
             .map(|row| {
                 let fields = Fields::of(row, DOING);
-                Ok((fields.code("slot", codes::slot_of)?, fields.parsed("kind")?))
+                Ok(QueuedLine {
+                    slot: fields.code("slot", codes::slot_of)?,
+                    kind: fields.parsed("kind")?,
+                    tenant: fields.parsed("tenant")?,
+                })
             })
             .collect()
     }
 
-    /// A page of the claimable jobs of one slot class and kind, in the order of claims, after the job of this
-    /// rank and id. Each page is a range of the index `job_order`.
+    /// A page of the claimable jobs of one line, in the order of claims, after the job of this rank and id.
+    /// Each page is a range of the index `job_turns`.
     ///
     /// # Errors
     ///
     /// When the ledger is away.
     pub async fn queued_page(
         &self,
-        slot: SlotClass,
-        kind: &JobKindName,
+        line: &QueuedLine,
         after: Option<(Timestamp, JobId)>,
         limit: usize,
     ) -> Result<Vec<QueuedJob>> {
@@ -54,13 +57,15 @@ impl Ledger {
             (rank.micros(), id.to_string())
         });
         let sql = format!(
-            "SELECT {COLUMNS} FROM job WHERE slot = $1 AND kind = $2 AND lane = 0 AND (rank, id) > ($3, $4) AND state = 0
+            "SELECT {COLUMNS} FROM job
+             WHERE slot = $1 AND kind = $2 AND lane = 0 AND tenant = $3 AND (rank, id) > ($4, $5) AND state = 0
              ORDER BY rank, id LIMIT {}",
             limit.min(MAX_PAGE)
         );
         let values = [
-            V::N(codes::slot(slot)),
-            V::T(kind.as_str()),
+            V::N(codes::slot(line.slot)),
+            V::T(line.kind.as_str()),
+            V::T(line.tenant.as_str()),
             V::N(rank),
             V::S(id),
         ];

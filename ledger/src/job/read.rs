@@ -5,11 +5,16 @@
 use std::{collections::HashSet, time::Duration};
 
 use fettler_model::{AttemptToken, JobId, JobKindName, JobState, TenantId, WaitReason};
-use sqlx::any::AnyRow;
 
-use super::{COMMON, ENDED, HOLDER, LIVE, control::not_found, record};
+use super::{
+    COMMON, ENDED, LIVE, STANDS, STOOD,
+    control::not_found,
+    limits::{self, limit_reason},
+    record,
+};
 use crate::{
-    AttemptRecord, Counts, JobFilter, JobRecord, Ledger, LedgerError, Result, codes,
+    AttemptRecord, Counts, JobFilter, JobRecord, Ledger, LedgerError, LimitRecord, PauseRecord,
+    Result, codes,
     row::{Fields, json_text},
     store::V,
 };
@@ -61,40 +66,7 @@ impl Ledger {
     ///
     /// When the ledger is away.
     pub async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRecord>> {
-        let mut conditions = vec!["1 = 1".to_owned()];
-        let mut values: Vec<V<'_>> = Vec::new();
-        let mut with = |condition: &str, value: V<'static>| {
-            values.push(value);
-            conditions.push(condition.replace('?', &format!("${}", values.len())));
-        };
-        if let Some(tenant) = &filter.tenant {
-            with("tenant = ?", V::S(tenant.to_string()));
-        }
-        if let Some(kind) = &filter.kind {
-            with("kind = ?", V::S(kind.to_string()));
-        }
-        if let Some(database) = filter.database {
-            with("database_id = ?", V::S(database.to_string()));
-        }
-        if let Some(before) = filter.before {
-            with("id < ?", V::S(before.to_string()));
-        }
-        if let Some(tag) = &filter.tag {
-            // Tags are kept as a JSON array of texts: its own quotes bound the word.
-            let word = json_text(tag)?
-                .replace('\\', "\\\\")
-                .replace('%', "\\%")
-                .replace('_', "\\_");
-            with("tags LIKE ? ESCAPE '\\'", V::S(format!("%{word}%")));
-        }
-        if !filter.states.is_empty() {
-            let codes: Vec<String> = filter
-                .states
-                .iter()
-                .map(|state| codes::state(*state).to_string())
-                .collect();
-            conditions.push(format!("state IN ({})", codes.join(", ")));
-        }
+        let (conditions, values) = conditions(filter)?;
         let limit = match filter.limit {
             0 => PAGE,
             limit => limit.min(MAX_PAGE),
@@ -110,44 +82,33 @@ impl Ledger {
     ) -> Result<Vec<JobRecord>> {
         let sql = format!(
             "SELECT * FROM (
-                 SELECT * FROM (SELECT {COMMON}, {LIVE}, {HOLDER} FROM job j WHERE {condition} ORDER BY id DESC LIMIT {limit}) l
+                 SELECT * FROM (SELECT {COMMON}, {LIVE}, {STANDS} FROM job j WHERE {condition} ORDER BY id DESC LIMIT {limit}) l
                  UNION ALL
-                 SELECT * FROM (SELECT {COMMON}, {ENDED}, CAST(NULL AS TEXT) AS holder, CAST(NULL AS TEXT) AS holder_kind
-                                FROM history WHERE {condition} ORDER BY id DESC LIMIT {limit}) h
+                 SELECT * FROM (SELECT {COMMON}, {ENDED}, {STOOD} FROM history WHERE {condition} ORDER BY id DESC LIMIT {limit}) h
              ) u ORDER BY id DESC LIMIT {limit}"
         );
         let rows = self.inner.store.read(DOING, sql, values).await?;
-        let mut records = rows
+        let records = rows
             .iter()
-            .map(record_with_reason)
+            .map(|row| record(row, DOING))
             .collect::<Result<Vec<_>>>()?;
-        self.say_where_no_worker_knows(&mut records).await?;
-        Ok(records)
-    }
-
-    /// A job that waits for a free worker waits in vain while no worker knows its kind.
-    async fn say_where_no_worker_knows(&self, records: &mut [JobRecord]) -> Result<()> {
-        if !records
+        if records
             .iter()
-            .any(|record| record.wait == Some(WaitReason::Ready))
+            .all(|record| record.state != JobState::Queued)
         {
-            return Ok(());
+            return Ok(records);
         }
-        let now = self.now().await?;
-        let workers = self.workers().await?;
-        let known: HashSet<&JobKindName> = workers
-            .iter()
-            .filter(|worker| worker.alive_until > now)
-            .flat_map(|worker| &worker.kinds)
-            .collect();
-        for record in records {
-            if record.wait == Some(WaitReason::Ready) && !known.contains(&record.kind) {
-                record.wait = Some(WaitReason::NoWorkerForKind {
-                    kind: record.kind.clone(),
-                });
-            }
-        }
-        Ok(())
+        let reasons = Reasons::read(self).await?;
+        records
+            .into_iter()
+            .zip(&rows)
+            .map(|(mut record, row)| {
+                if record.state == JobState::Queued {
+                    record.wait = reasons.of(&record, Fields::of(row, DOING))?;
+                }
+                Ok(record)
+            })
+            .collect()
     }
 
     /// The attempts of a job, oldest first.
@@ -286,20 +247,139 @@ impl Ledger {
     }
 }
 
-/// Reads a job, and why it waits where a resource refused it.
-fn record_with_reason(row: &AnyRow) -> Result<JobRecord> {
-    let mut record = record(row, DOING)?;
-    let fields = Fields::of(row, DOING);
-    if record.state == JobState::Queued
-        && fields.number("lane")? == codes::LANE_PARKED
-        && let (Some(job), Some(kind)) = (
+/// The conditions of a filter on live and on ended jobs, and their values.
+pub(super) fn conditions(filter: &JobFilter) -> Result<(Vec<String>, Vec<V<'static>>)> {
+    let mut conditions = vec!["1 = 1".to_owned()];
+    let mut values: Vec<V<'static>> = Vec::new();
+    let mut with = |condition: &str, value: V<'static>| {
+        values.push(value);
+        conditions.push(condition.replace('?', &format!("${}", values.len())));
+    };
+    if let Some(tenant) = &filter.tenant {
+        with("tenant = ?", V::S(tenant.to_string()));
+    }
+    if let Some(kind) = &filter.kind {
+        with("kind = ?", V::S(kind.to_string()));
+    }
+    if let Some(database) = filter.database {
+        with("database_id = ?", V::S(database.to_string()));
+    }
+    if let Some(before) = filter.before {
+        with("id < ?", V::S(before.to_string()));
+    }
+    if let Some(tag) = &filter.tag {
+        // Tags are kept as a JSON array of texts: its own quotes bound the word.
+        let word = json_text(tag)?
+            .replace('\\', "\\\\")
+            .replace('%', "\\%")
+            .replace('_', "\\_");
+        with("tags LIKE ? ESCAPE '\\'", V::S(format!("%{word}%")));
+    }
+    if !filter.states.is_empty() {
+        let codes: Vec<String> = filter
+            .states
+            .iter()
+            .map(|state| codes::state(*state).to_string())
+            .collect();
+        conditions.push(format!("state IN ({})", codes.join(", ")));
+    }
+    Ok((conditions, values))
+}
+
+/// What tells why jobs wait (P12): the limits and pauses that there are, and what the living workers know. A job
+/// that parked says itself at which it did; one that no claim has looked at yet is told what every claim
+/// leaves it out for.
+struct Reasons {
+    limits: Vec<LimitRecord>,
+    pauses: Vec<PauseRecord>,
+    kinds: HashSet<JobKindName>,
+}
+
+impl Reasons {
+    async fn read(ledger: &Ledger) -> Result<Self> {
+        let now = ledger.now().await?;
+        let workers = ledger.workers().await?;
+        Ok(Self {
+            limits: ledger.limits().await?,
+            pauses: ledger.pauses().await?,
+            kinds: workers
+                .into_iter()
+                .filter(|worker| worker.alive_until > now)
+                .flat_map(|worker| worker.kinds)
+                .collect(),
+        })
+    }
+
+    fn of(&self, record: &JobRecord, fields: Fields<'_>) -> Result<Option<WaitReason>> {
+        let reason = match fields.number("lane")? {
+            codes::LANE_PARKED => self.where_parked(fields)?,
+            codes::LANE_OPEN => Some(self.in_line(record, fields)?),
+            _ => None,
+        };
+        Ok(reason.or_else(|| record.wait.clone()))
+    }
+
+    fn where_parked(&self, fields: Fields<'_>) -> Result<Option<WaitReason>> {
+        let name = fields.text("parked_at")?;
+        if let Some(name) = limits::limit_of(&name) {
+            return Ok(self
+                .limits
+                .iter()
+                .find(|limit| limit.scope.to_string() == name)
+                .and_then(|limit| limit_reason(limit.scope.clone(), limit.most)));
+        }
+        if let Some(name) = limits::pause_of(&name) {
+            return Ok(self
+                .pauses
+                .iter()
+                .find(|pause| pause.scope.to_string() == name)
+                .map(paused));
+        }
+        let holder = (
             fields.parsed_or_none("holder")?,
             fields.parsed_or_none("holder_kind")?,
-        )
-    {
-        record.wait = Some(WaitReason::DatabaseBusy { job, kind });
+        );
+        Ok(match holder {
+            (Some(job), Some(kind)) => Some(WaitReason::DatabaseBusy { job, kind }),
+            _ => None,
+        })
     }
-    Ok(record)
+
+    fn in_line(&self, record: &JobRecord, fields: Fields<'_>) -> Result<WaitReason> {
+        let stops = limits::pauses_on(record);
+        if let Some(pause) = self
+            .pauses
+            .iter()
+            .find(|pause| stops.contains(&pause.scope.to_string()))
+        {
+            return Ok(paused(pause));
+        }
+        if !self.kinds.contains(&record.kind) {
+            return Ok(WaitReason::NoWorkerForKind {
+                kind: record.kind.clone(),
+            });
+        }
+        let counts = limits::limits_on(record, None);
+        let full = self
+            .limits
+            .iter()
+            .find(|limit| limit.running >= limit.most && counts.contains(&limit.scope.to_string()));
+        if let Some(reason) = full.and_then(|limit| limit_reason(limit.scope.clone(), limit.most)) {
+            return Ok(reason);
+        }
+        let ahead = fields.number("ahead")?.unsigned_abs();
+        Ok(match fields.parsed_or_none("first")? {
+            Some(job) if ahead > 0 => WaitReason::QueuedBehind { job, ahead },
+            _ => WaitReason::Ready,
+        })
+    }
+}
+
+fn paused(pause: &PauseRecord) -> WaitReason {
+    WaitReason::Paused {
+        what: pause.scope.clone(),
+        because: pause.because.clone(),
+    }
 }
 
 /// The digits of a part of an id, as they are looked for: with the hyphens of a whole id where the part

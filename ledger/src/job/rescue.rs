@@ -7,7 +7,8 @@ use fettler_model::{AttemptOutcome, JobId, JobState, Problem, Timestamp};
 
 use super::{
     COMMON, LIVE, Row,
-    finish::{Finish, Requeue, finish, pass_turn, release, requeue, wake_first},
+    finish::{Finish, Requeue, finish, pass_turns, release, requeue, wake_first},
+    limits,
 };
 use crate::{
     Ended, Ledger, Rescued, Result,
@@ -70,6 +71,7 @@ impl Ledger {
             .collect::<Result<Vec<_>>>()?;
         let rescued = take_back(&mut transaction, now, &rows).await?;
         if rows.len() < PAGE {
+            limits::recount(&mut transaction).await?;
             // A job that it claimed after it was last heard of has a lease that is still to run out.
             transaction
                 .execute(
@@ -136,9 +138,7 @@ impl Ledger {
             .map(|row| Finish::unrun(row, JobState::Expired))
             .collect();
         finish(&mut transaction, now, &ends).await?;
-        for row in &rows {
-            pass_turn(&mut transaction, row).await?;
-        }
+        pass_turns(&mut transaction, &rows).await?;
         // A holder that does not run holds nothing.
         transaction
             .execute(
@@ -159,6 +159,7 @@ impl Ledger {
             let name = Fields::of(row, DOING).text("name")?;
             woken |= wake_first(&mut transaction, &name).await?;
         }
+        woken |= limits::wake_forgotten(&mut transaction).await?;
         transaction
             .execute(
                 "DELETE FROM idempotency WHERE created < $1",
@@ -241,9 +242,6 @@ async fn take_back(
         });
     }
     finish(transaction, now, &ends).await?;
-    let held = rows
-        .iter()
-        .filter_map(|row| row.holds.clone().map(|name| (name, row.id())));
-    release(transaction, held).await?;
+    release(transaction, rows.iter().flat_map(Row::held)).await?;
     Ok(rescued)
 }

@@ -1,13 +1,16 @@
 //! Submitting: a job is in the ledger, durably, before its submitter hears of it (P1). The queued row is
 //! also what delivers it: there is no outbox beside it (rule 9).
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
-use fettler_model::{DatabaseId, JobId, JobRequest, TenantId, Timestamp};
+use fettler_model::{DatabaseId, JobId, JobRequest, JobTerms, Priority, TenantId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{
-    Idempotency, Ledger, LedgerError, Result, Submitted, codes,
+    DatabaseTerms, Idempotency, Ledger, LedgerError, Result, Submitted, codes,
     dialect::Column,
     ledger::Shared,
     row::{Fields, json_text},
@@ -19,6 +22,8 @@ const MAX_KEY_BYTES: usize = 255;
 const MAX_TAGS: usize = 32;
 const MAX_TAG_BYTES: usize = 255;
 const MAX_ARGUMENT_BYTES: usize = 1 << 20;
+/// The longest time-out: a month.
+const MAX_TIMEOUT_SECONDS: u64 = 31 * 24 * 3600;
 /// How often a unique key is looked for whose job ends at the same moment.
 const UNIQUE_TRIES: u32 = 5;
 
@@ -121,6 +126,21 @@ impl Submission {
                 "use fewer or shorter tags",
             );
         }
+        if let Some(window) = &request.terms.window
+            && let Err(error) = window.clock()
+        {
+            return refuse(error.to_string(), "write the window as HH:MM-HH:MM");
+        }
+        if request
+            .terms
+            .timeout_seconds
+            .is_some_and(|seconds| !(1..=MAX_TIMEOUT_SECONDS).contains(&seconds))
+        {
+            return refuse(
+                format!("the timeout is not from 1 to {MAX_TIMEOUT_SECONDS} seconds"),
+                "leave it out to let an attempt run as long as it takes",
+            );
+        }
         if request.max_tries == 0 || i32::try_from(request.max_tries).is_err() {
             return refuse(
                 "a job needs at least one try".to_owned(),
@@ -132,6 +152,34 @@ impl Submission {
             request,
             idempotency,
         })
+    }
+}
+
+impl Submission {
+    /// The same, with no higher priority than its tenant may have, in its database's window where it has none
+    /// of its own.
+    fn under(
+        &self,
+        ceilings: &HashMap<TenantId, Priority>,
+        owners: &HashMap<DatabaseId, Owner>,
+    ) -> Cow<'_, Self> {
+        let request = &self.request;
+        let priority = ceilings
+            .get(&request.tenant)
+            .map_or(request.priority, |ceiling| request.priority.min(*ceiling));
+        let window = request
+            .database
+            .and_then(|database| owners.get(&database)?.terms.window.as_ref())
+            .filter(|_| request.terms.window.is_none());
+        if priority == request.priority && window.is_none() {
+            return Cow::Borrowed(self);
+        }
+        let mut submission = self.clone();
+        submission.request.priority = priority;
+        if let Some(window) = window {
+            submission.request.terms.window = Some(window.clone());
+        }
+        Cow::Owned(submission)
     }
 }
 
@@ -167,12 +215,17 @@ pub(crate) async fn submit_in(
     batch: &[Submission],
 ) -> Result<Vec<Result<Submitted>>> {
     let owners = owners(transaction, batch).await?;
+    let ceilings = ceilings(transaction, batch).await?;
+    let bound: Vec<Cow<'_, Submission>> = batch
+        .iter()
+        .map(|one| one.under(&ceilings, &owners))
+        .collect();
     let mut results = Vec::with_capacity(batch.len());
     let mut plain = Vec::new();
-    for submission in batch {
+    for submission in &bound {
         let request = &submission.request;
         if let Some(database) = request.database
-            && owners.get(&database) != Some(&request.tenant)
+            && owners.get(&database).map(|owner| &owner.tenant) != Some(&request.tenant)
         {
             results.push(Err(LedgerError::NotFound {
                 what: "database",
@@ -183,7 +236,7 @@ pub(crate) async fn submit_in(
                 job: submission.id,
                 existing: false,
             }));
-            plain.push(submission);
+            plain.push(submission.as_ref());
         } else {
             results.push(submit_keyed(transaction, shared, now, submission).await?);
         }
@@ -192,11 +245,38 @@ pub(crate) async fn submit_in(
     Ok(results)
 }
 
-/// Whose the databases are that the batch names (P6).
+/// The tenants of the batch that have a ceiling of priority (rule 16).
+async fn ceilings(
+    transaction: &mut Transaction,
+    batch: &[Submission],
+) -> Result<HashMap<TenantId, Priority>> {
+    let named: HashSet<&TenantId> = batch.iter().map(|one| &one.request.tenant).collect();
+    let sql = format!(
+        "SELECT id, ceiling FROM tenant WHERE id {} AND ceiling < {}",
+        transaction.dialect.among(1),
+        Priority::Highest.level()
+    );
+    let rows = transaction.rows(sql, &[V::S(json_text(&named)?)]).await?;
+    rows.iter()
+        .map(|row| {
+            let fields = Fields::of(row, DOING);
+            let ceiling = Priority::from_level(fields.number("ceiling")?);
+            Ok((fields.parsed("id")?, ceiling))
+        })
+        .collect()
+}
+
+/// A database that a batch names.
+struct Owner {
+    tenant: TenantId,
+    terms: DatabaseTerms,
+}
+
+/// Whose the databases are that the batch names (P6), and under which terms jobs about them run.
 async fn owners(
     transaction: &mut Transaction,
     batch: &[Submission],
-) -> Result<HashMap<DatabaseId, TenantId>> {
+) -> Result<HashMap<DatabaseId, Owner>> {
     let named: HashSet<DatabaseId> = batch
         .iter()
         .filter_map(|submission| submission.request.database)
@@ -205,14 +285,18 @@ async fn owners(
         return Ok(HashMap::new());
     }
     let sql = format!(
-        "SELECT id, tenant FROM database_record WHERE id {}",
+        "SELECT id, tenant, terms FROM database_record WHERE id {}",
         transaction.dialect.among(1)
     );
     let rows = transaction.rows(sql, &[V::S(json_text(&named)?)]).await?;
     rows.iter()
         .map(|row| {
             let fields = Fields::of(row, DOING);
-            Ok((fields.parsed("id")?, fields.parsed("tenant")?))
+            let owner = Owner {
+                tenant: fields.parsed("tenant")?,
+                terms: fields.json("terms")?,
+            };
+            Ok((fields.parsed("id")?, owner))
         })
         .collect()
 }
@@ -344,6 +428,7 @@ async fn insert(
                 "retry_of": request.retry_of,
                 "tags": if request.tags.is_empty() { None } else { Some(json_text(&request.tags)?) },
                 "lane": if due.is_some() { codes::LANE_DELAYED } else { codes::LANE_OPEN },
+                "terms": if request.terms == JobTerms::default() { None } else { Some(json_text(&request.terms)?) },
                 "wait": if due.is_some() { codes::WAIT_NOT_BEFORE } else { codes::WAIT_NONE },
             }))
         })
@@ -368,15 +453,16 @@ async fn insert(
             ("tags", Column::Text),
             ("lane", Column::Number),
             ("wait", Column::Number),
+            ("terms", Column::Text),
         ],
     );
     // WHERE keeps SQLite from reading ON CONFLICT as a join's ON.
     let sql = format!(
         "INSERT INTO job (id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, rank, submitted,
-                          due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, tries, lost, died, isolated,
-                          state, token)
+                          due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, terms, tries, lost, died,
+                          isolated, state, token)
          SELECT id, tenant, kind, 1, database_id, arguments, exclusion, slot, priority, rank, $2,
-                due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, 0, 0, 0, 0, 0, 0
+                due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, terms, 0, 0, 0, 0, 0, 0
          FROM {source} v WHERE 1 = 1 {on_conflict}"
     );
     let inserted = transaction

@@ -1,6 +1,7 @@
 //! The suite: what a ledger promises, each function on a fresh one. Leases are short, and every wait is
 //! for a condition.
 
+mod limits;
 mod place;
 
 use std::{
@@ -11,15 +12,17 @@ use std::{
 
 use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
-    DatabaseRecord, Ended, Ending, EventPosition, Fencing, Idempotency, IdentityOutcome, JobFilter,
-    Ledger, LedgerError, LedgerOptions, PolicyChange, PolicyRecord, Tick, TickAction, TickResult,
+    DatabaseRecord, DatabaseTerms, Ended, Ending, EventPosition, Fencing, Idempotency,
+    IdentityOutcome, JobFilter, Ledger, LedgerError, LedgerOptions, PolicyChange, PolicyRecord,
+    QueuedLine, TenantChange, Tick, TickAction, TickResult,
 };
 use fettler_model::{
     AttemptOutcome, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseUrl, Engine,
-    ExclusionClass, JobId, JobKindName, JobRequest, JobState, PolicyId, PolicySpec, Priority,
-    Problem, Progress, ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId, TickOutcome,
-    Timestamp, WaitReason,
+    ExclusionClass, JobId, JobKindName, JobRequest, JobState, JobTerms, PolicyId, PolicySpec,
+    Priority, Problem, Progress, ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId,
+    TickOutcome, Timestamp, WaitReason,
 };
+pub use limits::*;
 pub use place::Place;
 use serde_json::json;
 
@@ -47,6 +50,7 @@ fn request(kind: &str) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 
@@ -143,6 +147,7 @@ async fn add_database(ledger: &Ledger, name: &str) -> DatabaseId {
         labels: [("zone".to_owned(), "dmz".to_owned())].into(),
         sandbox: json!({"place": "automatic"}),
         created: Timestamp::from_micros(0),
+        terms: DatabaseTerms::default(),
     };
     ledger.add_database(&record).await.unwrap().id
 }
@@ -982,22 +987,24 @@ pub async fn rule_15_claimable_jobs_are_read_in_pages_in_the_order_of_claims(pla
     assert_eq!(running.job.id, expected.remove(0));
 
     let noop: JobKindName = "noop".parse().unwrap();
-    let kinds = ledger.queued_kinds().await.unwrap();
+    let lines = ledger.queued_lines().await.unwrap();
+    let line = |slot, kind: &JobKindName| QueuedLine {
+        slot,
+        kind: kind.clone(),
+        tenant: tenant(),
+    };
     let other = "other".parse().unwrap();
     assert_eq!(
-        kinds,
+        lines,
         [
-            (SlotClass::Long, noop.clone()),
-            (SlotClass::Short, noop.clone()),
-            (SlotClass::Short, other)
+            line(SlotClass::Long, &noop),
+            line(SlotClass::Short, &noop),
+            line(SlotClass::Short, &other)
         ]
     );
     let (mut read, mut after) = (Vec::new(), None);
     loop {
-        let page = ledger
-            .queued_page(SlotClass::Short, &noop, after, 3)
-            .await
-            .unwrap();
+        let page = ledger.queued_page(&lines[1], after, 3).await.unwrap();
         let Some(last) = page.last() else { break };
         after = Some((last.rank, last.id));
         read.extend(page);
@@ -1100,6 +1107,140 @@ pub async fn rule_16_a_waiting_job_rises_with_its_age(place: &Place) {
         .map(|claimed| claimed.job.id)
         .collect();
     assert_eq!(order, [high, low, late, normal]);
+}
+
+pub async fn rule_16_a_tenant_has_a_ceiling_of_priority_and_a_weight(place: &Place) {
+    let ledger = place.open().await;
+    let acme: TenantId = "acme".parse().unwrap();
+    let plain = ledger.add_tenant(&acme).await.unwrap();
+    assert_eq!(
+        (plain.weight, plain.priority_ceiling),
+        (1.0, Priority::Highest)
+    );
+    let change = TenantChange {
+        weight: Some(2.5),
+        priority_ceiling: Some(Priority::Low),
+    };
+    let edited = ledger.edit_tenant(&acme, change).await.unwrap();
+    assert_eq!(
+        (edited.weight, edited.priority_ceiling),
+        (2.5, Priority::Low)
+    );
+    for bad in [0.0, -1.0, f64::NAN, 1e9] {
+        let change = TenantChange {
+            weight: Some(bad),
+            ..TenantChange::default()
+        };
+        let refused = ledger.edit_tenant(&acme, change).await.unwrap_err();
+        assert!(refused.remedy().contains("0.001"), "{refused}");
+    }
+    let same = ledger.edit_tenant(&acme, TenantChange::default()).await;
+    assert_eq!(same.unwrap(), edited);
+    for (asked, given) in [
+        (Priority::Highest, Priority::Low),
+        (Priority::Lowest, Priority::Lowest),
+    ] {
+        let job = JobRequest {
+            tenant: acme.clone(),
+            priority: asked,
+            ..request("noop")
+        };
+        let id = submit(&ledger, job).await;
+        assert_eq!(ledger.job(id).await.unwrap().priority, given);
+    }
+}
+
+/// Claims and ends jobs one by one; says whose they were.
+async fn work_off(ledger: &Ledger, room: &ClaimRequest, count: usize) -> Vec<String> {
+    let mut tenants = Vec::new();
+    while tenants.len() < count {
+        let batch = ledger.claim(room).await.unwrap().jobs;
+        assert!(!batch.is_empty(), "{} of {count} jobs came", tenants.len());
+        for claimed in batch {
+            ledger
+                .complete(fencing(&claimed), succeeded())
+                .await
+                .unwrap();
+            tenants.push(claimed.job.tenant.to_string());
+        }
+    }
+    tenants
+}
+
+async fn submit_many(ledger: &Ledger, count: usize, of: &str) -> Vec<JobId> {
+    let request = JobRequest {
+        tenant: of.parse().unwrap(),
+        arguments: json!(null),
+        ..request("noop")
+    };
+    let mut ids = Vec::new();
+    for _ in 0..count.div_ceil(1000) {
+        let some = (count - ids.len()).min(1000);
+        let batch = vec![(request.clone(), None); some];
+        for submitted in ledger.submit_batch(batch).await {
+            ids.push(submitted.unwrap().job);
+        }
+    }
+    ids
+}
+
+pub async fn rule_16_a_batch_of_claims_is_shared_between_tenants(place: &Place) {
+    let ledger = place.open().await;
+    submit_many(&ledger, 300, "flood").await;
+    submit_many(&ledger, 3, "small").await;
+    // More tenants than one look reads jobs of.
+    for n in 0..30 {
+        submit_many(&ledger, 1, &format!("one-{n}")).await;
+    }
+    let wide = ClaimRequest {
+        short: 40,
+        ..room("worker", LONG)
+    };
+    let tenants = work_off(&ledger, &wide, 40).await;
+    let small = tenants.iter().filter(|tenant| *tenant != "flood").count();
+    assert_eq!(small, 33, "{tenants:?}");
+    assert_eq!(work_off(&ledger, &wide, 293).await.len(), 293);
+}
+
+pub async fn rule_16_many_workers_at_one_flood_leave_no_tenant_behind(place: &Place) {
+    const EACH: usize = 20;
+    let ledger = place.open().await;
+    submit_many(&ledger, 400, "flood").await;
+    for n in 0..5 {
+        submit_many(&ledger, EACH, &format!("small-{n}")).await;
+    }
+    let mut order = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        let ledger = place.open().await;
+        order.spawn(async move {
+            let one = ClaimRequest {
+                long: 0,
+                short: 2,
+                ..room(&format!("worker-{n}"), LONG)
+            };
+            let mut tenants = Vec::new();
+            while tenants.len() < 60 {
+                for claimed in ledger.claim(&one).await.unwrap_or_default().jobs {
+                    ledger
+                        .complete(fencing(&claimed), succeeded())
+                        .await
+                        .unwrap();
+                    tenants.push(claimed.job.tenant.to_string());
+                }
+            }
+            tenants
+        });
+    }
+    let mut small = 0;
+    while let Some(tenants) = order.join_next().await {
+        small += tenants
+            .unwrap()
+            .iter()
+            .filter(|tenant| *tenant != "flood")
+            .count();
+    }
+    // 240 of 500 jobs were done: a sixth of them the flood's, give or take what ran side by side.
+    assert!(small >= 5 * EACH - 10, "{small} of the small ones' jobs");
 }
 
 pub async fn rule_17_two_records_of_one_database_exclude_each_other(place: &Place) {
@@ -1233,6 +1374,7 @@ fn policy(name: &str, next_due: Option<Timestamp>) -> PolicyRecord {
             priority: Priority::Normal,
             keep: None,
             prove: Default::default(),
+            timeout_seconds: None,
             paused: false,
         },
         next_due,

@@ -13,7 +13,9 @@ use std::{
 };
 
 use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger};
-use fettler_model::{ExclusionClass, JobKindName, JobRequest, Priority, SlotClass, TenantId};
+use fettler_model::{
+    ExclusionClass, JobKindName, JobRequest, JobTerms, Priority, SlotClass, TenantId,
+};
 use fettler_queue::{Queue as _, WireItem};
 use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
 use fettler_test_servers::{RedisOptions, RedisServer};
@@ -73,6 +75,7 @@ async fn run(
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     };
     // Submitted through a handle that no queue listens to, so that the pushes can be timed.
     let submitting = Ledger::open(ledger_url).await?;

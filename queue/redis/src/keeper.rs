@@ -9,7 +9,7 @@ use std::{
 };
 
 use fettler_ledger::{Ledger, LedgerError, QueuedJob};
-use fettler_model::JobId;
+use fettler_model::{JobId, TenantId};
 use redis::{RedisError, aio::MultiplexedConnection};
 use thiserror::Error;
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
@@ -28,7 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LEDGER_PAUSE: Duration = Duration::from_secs(5);
 /// How many jobs are read from the ledger at once, and names from Redis.
 const PAGE: usize = 500;
-/// Between two pages of a sweep, which nobody waits for.
+/// What reading a page costs beside its jobs, in jobs.
+const PAGE_COST: usize = 20;
+/// Between two pages' worth of a sweep, which nobody waits for.
 const SWEEP_PAUSE: Duration = Duration::from_millis(10);
 /// How many pages one run reads at most: what arrives faster than it reads was pushed by whoever submitted it.
 const MAX_PAGES: usize = 20_000;
@@ -57,8 +59,8 @@ pub(crate) struct Keeper {
     ledger: Ledger,
     /// Who this process is among those that fill.
     holder: String,
-    /// The memory into which the weights were written.
-    weighed: Option<String>,
+    /// The memory into which weights were written, and which.
+    weighed: Option<(String, Vec<(TenantId, f64)>)>,
     /// When this process last emptied the memory.
     mended: Option<Instant>,
 }
@@ -136,10 +138,7 @@ impl Keeper {
                 link.missed();
             }
         })?;
-        if self.weighed.as_ref() != Some(&watched.incarnation) {
-            self.weigh(&mut connection).await?;
-            self.weighed = Some(watched.incarnation.clone());
-        }
+        self.weigh(&mut connection, &watched.incarnation).await?;
         link.is_up(&watched.incarnation);
         let (mark, is_refill) = match &watched.work {
             Work::Nothing => return Ok(()),
@@ -188,12 +187,27 @@ impl Keeper {
         Ok(())
     }
 
-    async fn weigh(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    /// Writes the weights of the tenants where they are not those that this memory was given.
+    async fn weigh(
+        &mut self,
+        connection: &mut MultiplexedConnection,
+        incarnation: &str,
+    ) -> Result<(), Interrupted> {
+        let weights = match self.ledger.weights().await {
+            Ok(weights) => weights,
+            // Redis is of use without them, the more so while the ledger is busy.
+            Err(error) => {
+                tracing::debug!(%error, "the weights of tenants could not be read");
+                return Ok(());
+            }
+        };
+        let written = (incarnation.to_owned(), weights);
+        if self.weighed.as_ref() == Some(&written) {
+            return Ok(());
+        }
         let key = format!("{}weights", self.link.base);
-        let weights: Vec<(&str, f64)> = self
-            .link
-            .options
-            .weights
+        let weights: Vec<(&str, f64)> = written
+            .1
             .iter()
             .map(|(tenant, weight)| (tenant.as_str(), *weight))
             .collect();
@@ -202,10 +216,12 @@ impl Keeper {
         for some in weights.chunks(MAX_WEIGHTS) {
             pipe.hset_multiple(&key, some).ignore();
         }
-        pipe.query_async(connection).await
+        pipe.query_async::<()>(connection).await?;
+        self.weighed = Some(written);
+        Ok(())
     }
 
-    /// Pushes all that the ledger has claimable, the first pages of all kinds first; a push changes nothing where the job is
+    /// Pushes all that the ledger has claimable, the first pages of all tenants and kinds first; a push changes nothing where the job is
     /// known. A sweep then drops what the ledger does not know as claimable any more.
     async fn fill(
         &self,
@@ -220,25 +236,29 @@ impl Keeper {
             ageing: self.ledger.ageing(),
         };
         let mut added = 0;
-        let mut kinds: VecDeque<_> = self
+        let mut lines: VecDeque<_> = self
             .ledger
-            .queued_kinds()
+            .queued_lines()
             .await?
             .into_iter()
-            .map(|(slot, kind)| (slot, kind, None))
+            .map(|line| (line, None))
             .collect();
+        let mut read = 0;
         for _ in 0..MAX_PAGES {
-            let Some((slot, kind, after)) = kinds.pop_front() else {
+            let Some((line, after)) = lines.pop_front() else {
                 break;
             };
-            let page = self.ledger.queued_page(slot, &kind, after, PAGE).await?;
+            let page = self.ledger.queued_page(&line, after, PAGE).await?;
             added += push(&caller, connection, &page).await?;
             self.renew(connection).await?;
             if page.len() == PAGE {
                 let after = page.last().map(|job| (job.rank, job.id));
-                kinds.push_back((slot, kind, after));
+                lines.push_back((line, after));
             }
-            if !is_refill {
+            // Small tenants have small pages: a sweep of many of them is not to take forever.
+            read += page.len() + PAGE_COST;
+            if !is_refill && read >= PAGE {
+                read = 0;
                 tokio::time::sleep(SWEEP_PAUSE).await;
             }
         }

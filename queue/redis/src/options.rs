@@ -1,8 +1,6 @@
 //! How the wire is used.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
-
-use fettler_model::TenantId;
+use std::{fmt, time::Duration};
 
 /// Where Redis is and how it is used. All processes of a fleet use the same.
 #[derive(Clone)]
@@ -14,8 +12,6 @@ pub struct RedisQueueOptions {
     pub root_certificate: Option<Vec<u8>>,
     /// The fleet's name: fleets of different names share a Redis without meeting. It is the hash tag of all keys.
     pub fleet: String,
-    /// How many turns a tenant has for each of another's (rule 16); 1 where none is named.
-    pub weights: BTreeMap<TenantId, f64>,
     /// How long a connection may take to be made.
     pub connect_within: Duration,
     /// How long any one answer may take.
@@ -44,7 +40,6 @@ impl RedisQueueOptions {
             url: url.into(),
             root_certificate: None,
             fleet: "fettler".to_owned(),
-            weights: BTreeMap::new(),
             connect_within: Duration::from_secs(2),
             answer_within: Duration::from_secs(2),
             visible_after: Duration::from_secs(5),

@@ -6,11 +6,11 @@ mod fleet;
 #[path = "../../tests/suite/mod.rs"]
 mod suite;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use fettler_ledger::Ledger;
+use fettler_ledger::{Ledger, LedgerOptions};
 use fettler_queue::Queue;
-use fleet::Fleet;
+use fleet::{Fleet, eventually};
 use suite::Place;
 
 #[async_trait::async_trait]
@@ -19,8 +19,19 @@ impl Place for Fleet {
         self.open_ledger().await
     }
 
+    async fn ledger_that_ages(&self, ageing: Duration) -> Ledger {
+        let options = LedgerOptions {
+            ageing,
+            ..self.ledger_options.clone()
+        };
+        self.open_ledger_with(options).await
+    }
+
     async fn queue(&self, ledger: &Ledger) -> Arc<dyn Queue> {
-        Arc::new(self.start_queue(ledger))
+        let queue = self.start_queue(ledger);
+        // What is shown is Redis at work, not the ledger in its place.
+        eventually("Redis", || async { queue.is_up().then_some(()) }).await;
+        Arc::new(queue)
     }
 }
 
@@ -47,4 +58,10 @@ conformance!(
     a_slot_is_free_again_after_a_failure,
     an_error_of_ledger_or_queue_ends_no_worker,
     what_never_started_is_handed_back_at_the_end,
+    rule_16_a_flood_of_one_tenant_delays_small_ones_by_their_turns_only,
+    rule_16_a_batch_is_shared_between_tenants_too,
+    rule_16_tenants_take_turns_by_weight,
+    rule_16_a_tenant_that_was_idle_has_no_credit,
+    rule_16_an_endless_flood_at_the_highest_priority_delays_the_lowest_by_the_bound_only,
+    rule_16_the_jobs_of_one_tenant_come_in_the_ledgers_own_order,
 );

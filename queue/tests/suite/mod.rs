@@ -1,6 +1,8 @@
 //! What every queue does, shown through real apalis workers: functions over a place that has a ledger
 //! and a queue. No test sleeps for luck; where a test says "at once", the slow look is an hour away.
 
+mod order;
+
 use std::{
     collections::HashSet,
     convert::Infallible,
@@ -16,9 +18,10 @@ use apalis_core::{task::Task, worker::builder::WorkerBuilder};
 use async_trait::async_trait;
 use fettler_ledger::{ClaimRequest, ClaimedBatch, Ending, Fencing, JobFilter, Ledger, LedgerError};
 use fettler_model::{
-    ExclusionClass, JobId, JobRequest, JobState, Priority, Problem, SlotClass, TenantId,
+    ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority, Problem, SlotClass, TenantId,
 };
 use fettler_queue::{Arrivals, Deliveries, Delivery, DeliveryOptions, Queue, QueueError, WireItem};
+pub use order::*;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 /// Nothing is found by looking within a test.
@@ -31,6 +34,8 @@ const SOON: Duration = Duration::from_secs(30);
 pub trait Place: Send + Sync {
     /// The ledger, as one more process opens it.
     async fn ledger(&self) -> Ledger;
+    /// The same, with another time in which a job rises one level.
+    async fn ledger_that_ages(&self, ageing: Duration) -> Ledger;
     /// The queue, as the process of this ledger uses it.
     async fn queue(&self, ledger: &Ledger) -> Arc<dyn Queue>;
 }
@@ -50,6 +55,7 @@ fn request(kind: &str) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 

@@ -248,6 +248,7 @@ mod tests {
                 priority: Priority::Normal,
                 keep,
                 prove: ProveEvery::Never,
+                timeout_seconds: None,
                 paused: false,
             },
             next_due: None,

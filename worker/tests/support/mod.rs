@@ -15,10 +15,10 @@ use std::{
 use async_trait::async_trait;
 use fettler_engine::SandboxSpec;
 use fettler_jobs::{BackupPlace, JobContext, JobKind, Registry, Services};
-use fettler_ledger::{DatabaseRecord, JobRecord, Ledger, LedgerOptions};
+use fettler_ledger::{DatabaseRecord, DatabaseTerms, JobRecord, Ledger, LedgerOptions};
 use fettler_model::{
-    AttemptToken, DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, Priority, Problem,
-    Secret, SecretReference, SlotClass, TenantId, Timestamp,
+    AttemptToken, DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobTerms, Priority,
+    Problem, Secret, SecretReference, SlotClass, TenantId, Timestamp,
 };
 use fettler_repository::TenantRepository;
 use fettler_worker::{Slots, Timing, WorkerBuilder, WorkerError};
@@ -307,6 +307,7 @@ pub fn request(kind: &str, act: Act) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 
@@ -384,6 +385,7 @@ impl Fixture {
             labels: BTreeMap::new(),
             sandbox: Value::Null,
             created: Timestamp::now(),
+            terms: DatabaseTerms::default(),
         };
         self.ledger.add_database(&record).await.expect("added").id
     }
@@ -399,7 +401,17 @@ impl Fixture {
         what: &str,
         wanted: impl Fn(&JobRecord) -> bool,
     ) -> JobRecord {
-        let deadline = Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, job, what, wanted).await
+    }
+
+    pub async fn until_within(
+        &self,
+        patience: Duration,
+        job: JobId,
+        what: &str,
+        wanted: impl Fn(&JobRecord) -> bool,
+    ) -> JobRecord {
+        let deadline = Instant::now() + patience;
         loop {
             let record = self.job(job).await;
             if wanted(&record) {

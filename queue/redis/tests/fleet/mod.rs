@@ -12,7 +12,7 @@ use std::{
 };
 
 use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, LedgerOptions};
-use fettler_model::{ExclusionClass, JobId, JobRequest, Priority, SlotClass, TenantId};
+use fettler_model::{ExclusionClass, JobId, JobRequest, JobTerms, Priority, SlotClass, TenantId};
 use fettler_queue::Queue;
 use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
 use fettler_test_servers::{RedisOptions, RedisServer};
@@ -53,10 +53,13 @@ impl Fleet {
 
     /// The ledger, as one more process opens it.
     pub async fn open_ledger(&self) -> Ledger {
+        self.open_ledger_with(self.ledger_options.clone()).await
+    }
+
+    /// The same with other options.
+    pub async fn open_ledger_with(&self, options: LedgerOptions) -> Ledger {
         let url = format!("sqlite:{}", self.folder.path().join("ledger.db").display());
-        Ledger::open_with(&url, self.ledger_options.clone())
-            .await
-            .unwrap()
+        Ledger::open_with(&url, options).await.unwrap()
     }
 
     /// The queue, as the process of this ledger uses it.
@@ -97,6 +100,7 @@ pub fn request(tenant: &str, priority: Priority) -> JobRequest {
         unique_key: None,
         retry_of: None,
         tags: Vec::new(),
+        terms: JobTerms::default(),
     }
 }
 

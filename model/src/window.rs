@@ -1,15 +1,39 @@
-//! The hours in which a policy's jobs may start.
+//! Windows: the hours in which jobs may start, in a time zone, and when they open and close.
 
 use std::sync::LazyLock;
 
-use fettler_model::{Timestamp, Window};
 use jiff::{
-    civil::Time,
+    civil::{DateTime, Time},
     tz::{TimeZone, TimeZoneDatabase},
 };
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::{Timestamp, Window};
+
 static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
+
+/// The hours in which a job may run: it starts within them, and stops at its next checkpoint when they end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JobWindow {
+    /// The hours.
+    #[serde(flatten)]
+    pub hours: Window,
+    /// The IANA time zone in which they are read.
+    pub time_zone: String,
+}
+
+impl JobWindow {
+    /// Reads the window.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClockWindow::read`].
+    pub fn clock(&self) -> Result<ClockWindow, InvalidWindow> {
+        ClockWindow::read(&self.hours, &self.time_zone)
+    }
+}
 
 /// Why a window was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -69,6 +93,41 @@ impl ClockWindow {
             self.from <= time || time < self.to
         }
     }
+
+    /// When it is next open: at this moment, where it is open now.
+    #[must_use]
+    pub fn next_open(&self, moment: Timestamp) -> Timestamp {
+        if self.is_open(moment) {
+            moment
+        } else {
+            self.next(self.from, moment)
+        }
+    }
+
+    /// When it closes next.
+    #[must_use]
+    pub fn next_close(&self, moment: Timestamp) -> Timestamp {
+        self.next(self.to, moment)
+    }
+
+    /// The first moment after this one at which clocks show this time. A time that a change of the clocks leaves out
+    /// is the first instant after the gap.
+    fn next(&self, time: Time, moment: Timestamp) -> Timestamp {
+        let mut date = self.zone.to_datetime(moment.to_jiff()).date();
+        // The third day is only needed where the calendar itself ends.
+        for _ in 0..3 {
+            let at = DateTime::from_parts(date, time);
+            if let Ok(at) = self.zone.to_ambiguous_timestamp(at).compatible() {
+                let at = Timestamp::from_jiff(at);
+                if at > moment {
+                    return at;
+                }
+            }
+            let Ok(tomorrow) = date.tomorrow() else { break };
+            date = tomorrow;
+        }
+        moment
+    }
 }
 
 fn read_time(field: &'static str, text: &str) -> Result<Time, InvalidWindow> {
@@ -116,5 +175,40 @@ mod tests {
         };
         assert!(open("22:00:00") && open("23:59:59") && open("00:00:00") && open("03:59:59"));
         assert!(!open("04:00:00") && !open("12:00:00") && !open("21:59:59"));
+    }
+
+    #[test]
+    fn a_window_says_when_it_opens_and_when_it_closes() {
+        let at = |text: &str| Timestamp::from_jiff(text.parse().expect("a time"));
+        let night = window("22:00", "04:00").expect("a window");
+        let noon = at("2026-01-05T12:00:00Z");
+        assert_eq!(night.next_open(noon), at("2026-01-05T22:00:00Z"));
+        assert_eq!(night.next_close(noon), at("2026-01-06T04:00:00Z"));
+        let open = at("2026-01-05T23:00:00Z");
+        assert_eq!(night.next_open(open), open);
+        assert_eq!(night.next_close(open), at("2026-01-06T04:00:00Z"));
+        assert_eq!(
+            night.next_open(at("2026-01-06T04:00:00Z")),
+            at("2026-01-06T22:00:00Z")
+        );
+    }
+
+    #[test]
+    fn a_window_follows_the_clocks_of_its_zone() {
+        let at = |text: &str| Timestamp::from_jiff(text.parse().expect("a time"));
+        let hours = Window {
+            from: "02:30".to_owned(),
+            to: "05:00".to_owned(),
+        };
+        let window = ClockWindow::read(&hours, "Europe/Berlin").expect("a window");
+        // The day on which 02:30 does not exist there.
+        assert_eq!(
+            window.next_open(at("2026-03-28T23:30:00Z")),
+            at("2026-03-29T01:30:00Z")
+        );
+        assert_eq!(
+            window.next_close(at("2026-03-28T23:30:00Z")),
+            at("2026-03-29T03:00:00Z")
+        );
     }
 }
