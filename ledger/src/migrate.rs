@@ -11,7 +11,10 @@ use crate::{
 };
 
 /// The steps, from version 1. A step that was released is never changed: a change is a new step.
-const STEPS: &[&str] = &[include_str!("../migrations/0001_first.sql")];
+const STEPS: &[&str] = &[
+    include_str!("../migrations/0001_first.sql"),
+    include_str!("../migrations/0003_tokens.sql"),
+];
 
 const DOING: &str = "bringing its schema up to date";
 

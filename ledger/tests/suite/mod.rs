@@ -1,6 +1,7 @@
 //! The suite: what a ledger promises, each function on a fresh one. Leases are short, and every wait is
 //! for a condition.
 
+mod access;
 mod place;
 
 use std::{
@@ -9,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use access::*;
 use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
     DatabaseRecord, Ended, Ending, EventPosition, Fencing, Idempotency, IdentityOutcome, JobFilter,
