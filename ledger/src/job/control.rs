@@ -6,7 +6,10 @@ use super::{
     COMMON, LIVE, Row,
     finish::{Finish, finish, pass_turn},
 };
-use crate::{CancelOutcome, Ledger, LedgerError, Result, Submitted, codes, row::Fields, store::V};
+use crate::{
+    CancelOutcome, Idempotency, Ledger, LedgerError, Result, Submitted, codes, row::Fields,
+    store::V,
+};
 
 impl Ledger {
     /// Cancels a queued job at once, and asks the attempt of a running one to stop. The request
@@ -68,6 +71,19 @@ impl Ledger {
     ///
     /// When there is no such job, or when it has not ended.
     pub async fn retry(&self, job: JobId) -> Result<Submitted> {
+        self.retry_once(job, None).await
+    }
+
+    /// The same under an idempotency key (rule 12): asked for twice, it is done once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::retry`] and [`Ledger::submit`].
+    pub async fn retry_once(
+        &self,
+        job: JobId,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Submitted> {
         let old = self.job(job).await?;
         if !old.state.is_final() {
             return Err(LedgerError::Conflict {
@@ -95,7 +111,7 @@ impl Ledger {
             retry_of: Some(job),
             tags: old.tags,
         };
-        self.submit(request, None).await
+        self.submit(request, idempotency).await
     }
 }
 
