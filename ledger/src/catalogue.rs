@@ -224,6 +224,12 @@ impl Ledger {
                 conditions.push(format!("{column} = ${}", values.len()));
             }
         }
+        if let Some((finished, id)) = filter.before {
+            values.push(V::N(finished.micros()));
+            values.push(V::S(id.to_string()));
+            let (finished, id) = (values.len() - 1, values.len());
+            conditions.push(format!("(finished, id) < (${finished}, ${id})"));
+        }
         let limit = if filter.limit == 0 {
             String::new()
         } else {

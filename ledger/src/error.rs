@@ -82,6 +82,12 @@ pub enum LedgerError {
         /// What to do.
         remedy: String,
     },
+    /// It is not what its changer has seen: somebody else was quicker.
+    #[error("the {what} was changed by somebody else meanwhile")]
+    Changed {
+        /// What sort of thing.
+        what: &'static str,
+    },
     /// The same idempotency key came with another request (rule 12).
     #[error("the idempotency key {key:?} was used with another request, which made job {job}")]
     IdempotencyMismatch {
@@ -143,6 +149,7 @@ impl LedgerError {
             Self::Ambiguous { .. } => "ledger.ambiguous",
             Self::Exists { .. } => "ledger.exists",
             Self::Conflict { .. } => "ledger.conflict",
+            Self::Changed { .. } => "ledger.changed",
             Self::IdempotencyMismatch { .. } => "ledger.idempotency_mismatch",
             Self::Refused { .. } => "ledger.refused",
             Self::Damaged { .. } => "ledger.damaged",
@@ -167,6 +174,7 @@ impl LedgerError {
             }
             Self::Ambiguous { .. } => "give more of it".to_owned(),
             Self::Exists { .. } => "choose another name, or edit the one that is there".to_owned(),
+            Self::Changed { .. } => "look at it again, and then change it".to_owned(),
             Self::IdempotencyMismatch { .. } => {
                 "use a new key for a new request".to_owned()
             }

@@ -18,11 +18,13 @@ mod events;
 mod job;
 mod ledger;
 mod migrate;
+mod pages;
 mod policies;
 mod records;
 mod row;
 mod store;
 mod tenancy;
+mod tokens;
 mod wake;
 
 pub use error::LedgerError;

@@ -14,6 +14,7 @@ use crate::{
 const STEPS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
     include_str!("../migrations/0002_limits.sql"),
+    include_str!("../migrations/0003_tokens.sql"),
 ];
 
 const DOING: &str = "bringing its schema up to date";

@@ -12,10 +12,11 @@ use crate::{
     job::{Submission, submit_in},
     row::{Fields, json_text},
     store::{Transaction, V},
+    tenancy::still,
 };
 
 const READING: &str = "reading policies";
-const POLICY: &str = "id, tenant, name, database_id, spec, next_due, last_job, created";
+pub(crate) const POLICY: &str = "id, tenant, name, database_id, spec, next_due, last_job, created";
 
 impl Ledger {
     /// Adds a policy as given; when it was added is the ledger's to say.
@@ -75,12 +76,27 @@ impl Ledger {
     ///
     /// When it is not there, when the new name is taken, or when the database is not the tenant's.
     pub async fn edit_policy(&self, id: PolicyId, change: PolicyChange) -> Result<PolicyRecord> {
+        self.edit_policy_if(id, None, change).await
+    }
+
+    /// The same, if the record still is what `expected` says.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Changed`] when it is another by now; as [`Ledger::edit_policy`].
+    pub async fn edit_policy_if(
+        &self,
+        id: PolicyId,
+        expected: Option<&PolicyRecord>,
+        change: PolicyChange,
+    ) -> Result<PolicyRecord> {
         let before = self.policy(id).await?;
         if let Some(database) = change.database {
             self.check_owner(&before.tenant, database).await?;
         }
         let mut transaction = self.inner.store.begin("editing a policy").await?;
         let mut record = lock_policy(&mut transaction, id).await?;
+        still(expected, &record, "policy")?;
         if let Some(name) = change.name
             && name != record.name
         {
@@ -175,7 +191,24 @@ impl Ledger {
     ///
     /// When it is not there.
     pub async fn remove_policy(&self, id: PolicyId) -> Result<()> {
+        self.remove_policy_if(id, None).await
+    }
+
+    /// The same, if the record still is what `expected` says.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Changed`] when it is another by now; as [`Ledger::remove_policy`].
+    pub async fn remove_policy_if(
+        &self,
+        id: PolicyId,
+        expected: Option<&PolicyRecord>,
+    ) -> Result<()> {
         let mut transaction = self.inner.store.begin("removing a policy").await?;
+        if expected.is_some() {
+            let record = lock_policy(&mut transaction, id).await?;
+            still(expected, &record, "policy")?;
+        }
         let text = id.to_string();
         let removed = transaction
             .execute("DELETE FROM policy WHERE id = $1", &[V::T(&text)])
@@ -510,7 +543,7 @@ fn leadership(row: &AnyRow) -> Result<Leadership> {
     })
 }
 
-fn policy_record(row: &AnyRow) -> Result<PolicyRecord> {
+pub(crate) fn policy_record(row: &AnyRow) -> Result<PolicyRecord> {
     let fields = Fields::of(row, READING);
     let last_job: Option<JobId> = fields.parsed_or_none("last_job")?;
     Ok(PolicyRecord {

@@ -3,17 +3,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use fettler_model::{
-    AttemptOutcome, AttemptToken, BackupFacts, BackupState, DatabaseId, DatabaseName, DatabaseUrl,
-    ExclusionClass, JobId, JobKindName, JobState, JobTerms, JobWindow, PolicyId, PolicyName,
-    PolicySpec, Priority, Problem, Progress, ProofFacts, Scope, SecretReference, SlotClass,
-    TenantId, TickOutcome, Timestamp, WaitReason,
+    AttemptOutcome, AttemptToken, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseName,
+    DatabaseUrl, ExclusionClass, JobId, JobKindName, JobState, JobTerms, JobWindow, PolicyId,
+    PolicyName, PolicySpec, Priority, Problem, Progress, ProofFacts, Role, Scope, SecretReference,
+    SlotClass, TenantId, TickOutcome, Timestamp, TokenId, TokenName, WaitReason,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 /// A tenant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TenantRecord {
     /// Its name, which is its id.
     pub id: TenantId,
@@ -35,7 +36,7 @@ pub struct TenantChange {
 }
 
 /// A database that Fettler looks after.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DatabaseRecord {
     /// Its id.
     pub id: DatabaseId,
@@ -61,7 +62,7 @@ pub struct DatabaseRecord {
 }
 
 /// A policy.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyRecord {
     /// Its id.
     pub id: PolicyId,
@@ -82,7 +83,7 @@ pub struct PolicyRecord {
 }
 
 /// One due time of a policy, and what became of it (rule 18).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TickRecord {
     /// The policy.
     pub policy: PolicyId,
@@ -158,7 +159,7 @@ pub struct Idempotency {
 }
 
 /// A job, live or ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobRecord {
     /// Its id.
     pub id: JobId,
@@ -250,7 +251,7 @@ pub struct PauseRecord {
 }
 
 /// A database's own terms for the jobs about it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DatabaseTerms {
     /// Its maintenance window: jobs about it that name no window of their own run within it.
@@ -434,7 +435,7 @@ pub struct Rescued {
 }
 
 /// One attempt of a job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AttemptRecord {
     /// From 1.
     pub number: u32,
@@ -453,7 +454,7 @@ pub struct AttemptRecord {
 }
 
 /// A line of the log that is kept with a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     /// Rises from 1 within the job.
     pub number: u64,
@@ -504,7 +505,7 @@ pub struct ArtefactRecord {
 }
 
 /// A backup in the catalogue.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackupRecord {
     /// The repository that holds it, as text.
     pub place: String,
@@ -529,6 +530,8 @@ pub struct BackupFilter {
     pub database: Option<DatabaseId>,
     /// In one of these states; none given means all but the forgotten.
     pub states: Vec<BackupState>,
+    /// After this one in the list: the last of the page before, by when it finished and its id.
+    pub before: Option<(Timestamp, BackupId)>,
     /// At most this many; zero means all.
     pub limit: usize,
 }
@@ -569,7 +572,7 @@ pub struct EventRecord {
 }
 
 /// A worker that the ledger has heard of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerRecord {
     /// Its own id.
     pub id: String,
@@ -637,4 +640,92 @@ pub struct PolicyChange {
     pub spec: Option<PolicySpec>,
     /// Its next due time.
     pub next_due: Option<Option<Timestamp>>,
+}
+
+/// Which events to read: all of them by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+    /// About this job.
+    pub job: Option<JobId>,
+}
+
+/// A token that is to be known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    /// Its name.
+    pub name: TokenName,
+    /// Whose things it sees; none sees all.
+    pub tenant: Option<TenantId>,
+    /// What it may do.
+    pub role: Role,
+    /// Refused from this moment on.
+    pub expires: Option<Timestamp>,
+    /// The hash of its text.
+    pub hash: [u8; 32],
+}
+
+/// A token, without what opens anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TokenRecord {
+    /// Its id.
+    pub id: TokenId,
+    /// Its name, unique within its tenant.
+    pub name: TokenName,
+    /// Whose things it sees; none sees all.
+    pub tenant: Option<TenantId>,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Refused from this moment on.
+    pub expires: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    pub last_used: Option<Timestamp>,
+}
+
+/// A token that somebody bears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownToken {
+    /// The token.
+    pub record: TokenRecord,
+    /// Whether its time is over, by the ledger's clock.
+    pub is_expired: bool,
+    /// Whether its use is worth recording.
+    pub is_touch_due: bool,
+}
+
+/// What the catalogue says of one repository.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RepositoryStatistics {
+    /// The repository, as text.
+    pub place: String,
+    /// How many backups it has.
+    pub backups: u64,
+    /// How many of them are damaged.
+    pub damaged: u64,
+    /// How many of them are proven.
+    pub proven: u64,
+    /// Bytes of their sources, all backups together.
+    pub bytes_read: u64,
+    /// Bytes that were put into the store for them.
+    pub bytes_stored: u64,
+    /// When the oldest one was finished.
+    pub oldest: Timestamp,
+    /// When the newest one was finished.
+    pub newest: Timestamp,
+}
+
+/// How many live jobs there are of one kind in one state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobCount {
+    /// The kind.
+    pub kind: JobKindName,
+    /// The state.
+    pub state: JobState,
+    /// How many.
+    pub jobs: u64,
+    /// When the oldest of them was submitted, or was to begin.
+    pub oldest: Timestamp,
 }

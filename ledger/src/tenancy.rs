@@ -14,7 +14,7 @@ use crate::{
 };
 
 const READING: &str = "reading databases";
-const DATABASE: &str =
+pub(crate) const DATABASE: &str =
     "id, tenant, name, url, password, identity_key, labels, sandbox, created, terms";
 
 impl Ledger {
@@ -193,7 +193,7 @@ impl Ledger {
                 });
             }
         }
-        for table in ["sealed_secret", "turn"] {
+        for table in ["sealed_secret", "turn", "token"] {
             transaction
                 .execute(format!("DELETE FROM {table} WHERE tenant = $1"), &values)
                 .await?;
@@ -262,9 +262,24 @@ impl Ledger {
         id: DatabaseId,
         change: DatabaseChange,
     ) -> Result<DatabaseRecord> {
+        self.edit_database_if(id, None, change).await
+    }
+
+    /// The same, if the record still is what `expected` says.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Changed`] when it is another by now; as [`Ledger::edit_database`].
+    pub async fn edit_database_if(
+        &self,
+        id: DatabaseId,
+        expected: Option<&DatabaseRecord>,
+        change: DatabaseChange,
+    ) -> Result<DatabaseRecord> {
         const DOING: &str = "editing a database";
         let mut transaction = self.inner.store.begin(DOING).await?;
         let mut record = lock_database(&mut transaction, id).await?;
+        still(expected, &record, "database")?;
         if let Some(name) = change.name
             && name != record.name
         {
@@ -394,8 +409,22 @@ impl Ledger {
     ///
     /// When policies or live jobs are about it, or when it is not there.
     pub async fn remove_database(&self, id: DatabaseId) -> Result<()> {
+        self.remove_database_if(id, None).await
+    }
+
+    /// The same, if the record still is what `expected` says.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Changed`] when it is another by now; as [`Ledger::remove_database`].
+    pub async fn remove_database_if(
+        &self,
+        id: DatabaseId,
+        expected: Option<&DatabaseRecord>,
+    ) -> Result<()> {
         let mut transaction = self.inner.store.begin("removing a database").await?;
         let record = lock_database(&mut transaction, id).await?;
+        still(expected, &record, "database")?;
         let values = [V::S(id.to_string())];
         for (what, sql) in [
             (
@@ -621,6 +650,18 @@ async fn move_holder(
     Ok(IdentityOutcome::Known)
 }
 
+/// Refuses to change what is not what its changer has seen.
+pub(crate) fn still<T: PartialEq>(
+    expected: Option<&T>,
+    found: &T,
+    what: &'static str,
+) -> Result<()> {
+    match expected {
+        Some(expected) if expected != found => Err(LedgerError::Changed { what }),
+        _ => Ok(()),
+    }
+}
+
 async fn lock_database(transaction: &mut Transaction, id: DatabaseId) -> Result<DatabaseRecord> {
     let sql = format!(
         "SELECT {DATABASE} FROM database_record WHERE id = $1 {}",
@@ -652,7 +693,7 @@ fn no_database(name: &str) -> LedgerError {
     }
 }
 
-fn tenant_record(row: &AnyRow) -> Result<TenantRecord> {
+pub(crate) fn tenant_record(row: &AnyRow) -> Result<TenantRecord> {
     let fields = Fields::of(row, "reading tenants");
     Ok(TenantRecord {
         id: fields.parsed("id")?,
@@ -679,7 +720,7 @@ fn from_weight(kept: i64) -> f64 {
     kept as f64 / WEIGHT as f64
 }
 
-fn database_record(row: &AnyRow) -> Result<DatabaseRecord> {
+pub(crate) fn database_record(row: &AnyRow) -> Result<DatabaseRecord> {
     let fields = Fields::of(row, READING);
     let sandbox: Value = fields.json("sandbox")?;
     let url = fettler_model::DatabaseUrl::parse_with_password(&fields.text("url")?)

@@ -87,4 +87,10 @@ conformance!(
     two_handles_on_one_ledger_share_the_work,
     a_newer_schema_is_refused,
     jobs_are_found_by_a_part_of_their_id_and_listed_in_pages,
+    a_token_is_known_by_its_hash_until_it_is_removed_or_expires,
+    p6_a_token_and_its_name_belong_to_one_tenant,
+    what_changed_meanwhile_is_not_overwritten,
+    rule_10_the_events_of_one_job_and_of_one_tenant_are_read_apart,
+    databases_policies_tenants_and_backups_are_listed_in_pages,
+    the_catalogue_counts_what_a_repository_holds,
 );

@@ -85,6 +85,11 @@ uuid_id! {
     BackupId
 }
 
+uuid_id! {
+    /// A token of the HTTP interface. It is no secret: what opens anything is the token's own text.
+    TokenId
+}
+
 impl BackupId {
     /// The id of the backup that this job makes.
     #[must_use]
@@ -188,6 +193,10 @@ name_id! {
 name_id! {
     /// The name of a job kind, such as `backup`.
     JobKindName, "job kind"
+}
+name_id! {
+    /// The name of a token of the HTTP interface, unique within its tenant.
+    TokenName, "token"
 }
 
 impl TenantId {

@@ -245,6 +245,9 @@ pub struct JobTerms {
     /// The policy that made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyId>,
+    /// Where in a trace it was asked for, as a header `traceparent` has it: its attempts are part of that trace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// A request for a job, as the ledger takes it.

@@ -1,6 +1,7 @@
 //! The words that all rooms of Fettler share: ids, times, secrets, jobs, policies, backups,
 //! findings and problems. There is no I/O here and nothing that knows how a word is stored or sent.
 
+mod access;
 mod backup;
 mod id;
 mod job;
@@ -13,13 +14,14 @@ mod time;
 mod wait;
 mod window;
 
+pub use access::Role;
 pub use backup::{
     BackupFacts, BackupState, Fingerprint, KeepRules, ObjectFacts, ObjectKind, ProofFacts,
     ProofVerdict, Warning,
 };
 pub use id::{
     AttemptToken, BackupId, DatabaseId, DatabaseName, InvalidName, JobId, JobKindName, PolicyId,
-    PolicyName, TenantId,
+    PolicyName, TenantId, TokenId, TokenName,
 };
 pub use job::{
     AttemptOutcome, ExclusionClass, JobRequest, JobState, JobTerms, Priority, Progress, SlotClass,

@@ -491,6 +491,7 @@ impl Store {
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let span = tracing::info_span!(
+            target: fettler_telemetry::TRACE,
             "store request",
             otel.name = verb.as_str(),
             otel.kind = "client",

@@ -1014,7 +1014,8 @@ impl Inner {
         self.healthy()?;
         if let Some(pack) = filling.pack.take() {
             let span = tracing::info_span!(
-                parent: &self.span,
+            target: fettler_telemetry::TRACE,
+            parent: &self.span,
                 "pack",
                 fettler.pack = %pack.name,
                 fettler.pack.bytes = pack.bytes.len(),

@@ -31,7 +31,9 @@ pub use fettler_model::{ClockWindow, InvalidWindow};
 pub use plan::{
     Decision, InvalidPolicy, LastJob, MAX_CAUGHT_UP_JOBS, ON_TIME_WITHIN, PolicyPlan, jitter,
 };
-pub use request::{RequestOptions, UnusablePolicy, policy_request, request};
+pub use request::{
+    RequestOptions, UnusablePolicy, check_policy, needs_database, policy_request, request,
+};
 
 /// What schedulers of one ledger take the lead of.
 const LEAD: &str = "scheduler";

@@ -4,12 +4,13 @@
 use fettler_jobs::{Registry, UnknownKind};
 use fettler_ledger::PolicyRecord;
 use fettler_model::{
-    DatabaseId, JobRequest, JobTerms, JobWindow, Priority, Problem, TenantId, Timestamp,
+    DatabaseId, JobKindName, JobRequest, JobTerms, JobWindow, PolicySpec, Priority, Problem,
+    ProveEvery, TenantId, Timestamp,
 };
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::InvalidPolicy;
+use crate::{InvalidPolicy, PolicyPlan};
 
 /// What a request has beside tenant, kind and arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,40 @@ pub enum UnusablePolicy {
     /// Its time cannot be read.
     #[error(transparent)]
     Time(#[from] InvalidPolicy),
+    /// Its jobs are about a database, and it names none.
+    #[error("a policy of kind {0} needs a database")]
+    NoDatabase(JobKindName),
+    /// It says how backups are kept or proven, and makes none.
+    #[error("a policy of kind {0} makes no backups to keep or to prove")]
+    NoBackups(JobKindName),
+}
+
+/// Whether a job of this kind is about a database, and can do nothing without one.
+#[must_use]
+pub fn needs_database(kind: &str) -> bool {
+    matches!(kind, "backup" | "retention")
+}
+
+/// Reads what a policy says, and refuses what could never run.
+///
+/// # Errors
+///
+/// When kind, arguments or time cannot be used, or when they do not fit together.
+pub fn check_policy(
+    registry: &Registry,
+    spec: &PolicySpec,
+    has_database: bool,
+) -> Result<PolicyPlan, UnusablePolicy> {
+    let kind = registry.get(spec.kind.as_str())?;
+    kind.check_arguments(&spec.arguments)?;
+    if needs_database(spec.kind.as_str()) && !has_database {
+        return Err(UnusablePolicy::NoDatabase(spec.kind.clone()));
+    }
+    let speaks_of_backups = spec.prove != ProveEvery::Never || spec.keep.is_some();
+    if spec.kind.as_str() != "backup" && speaks_of_backups {
+        return Err(UnusablePolicy::NoBackups(spec.kind.clone()));
+    }
+    Ok(PolicyPlan::read(spec)?)
 }
 
 /// The request for a job of this kind.
@@ -95,6 +130,7 @@ pub fn policy_request(
                 time_zone: policy.spec.time_zone.clone(),
             }),
             policy: Some(policy.id),
+            trace: None,
         },
         ..RequestOptions::default()
     };

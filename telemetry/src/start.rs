@@ -11,8 +11,11 @@ use opentelemetry_sdk::{
 use thiserror::Error;
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer, layer::SubscriberExt, registry::LookupSpan, util::SubscriberInitExt,
+    EnvFilter, Layer, filter::FilterExt as _, layer::SubscriberExt, registry::LookupSpan,
+    util::SubscriberInitExt,
 };
+
+use crate::{TRACE, lines::Fields};
 
 /// Where a collector takes traces in, below the address that was given.
 const TRACES_PATH: &str = "/v1/traces";
@@ -105,7 +108,7 @@ pub fn start(options: &Options) -> Result<Telemetry, TelemetryError> {
         .transpose()?;
     let tracer = traces.as_ref().map(|traces| traces.tracer(options.service));
     tracing_subscriber::registry()
-        .with(log(options.log_form).with_filter(filter))
+        .with(log(options.log_form).with_filter(filter.and(logged())))
         // Whatever the log leaves out, a trace has all its stages.
         .with(tracer.map(|tracer| {
             tracing_opentelemetry::layer()
@@ -126,7 +129,7 @@ where
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match form {
-        LogForm::Text => lines.with_target(false).boxed(),
+        LogForm::Text => lines.with_target(false).fmt_fields(Fields).boxed(),
         LogForm::Json => lines.json().boxed(),
     }
 }
@@ -136,6 +139,11 @@ fn ours() -> tracing_subscriber::filter::FilterFn {
     tracing_subscriber::filter::filter_fn(|metadata| {
         metadata.target().starts_with("fettler") && *metadata.level() <= LevelFilter::INFO
     })
+}
+
+/// The log leaves out the spans of traces.
+fn logged() -> tracing_subscriber::filter::FilterFn {
+    tracing_subscriber::filter::filter_fn(|metadata| metadata.target() != TRACE)
 }
 
 fn provider(options: &Options, address: &str) -> Result<SdkTracerProvider, TelemetryError> {

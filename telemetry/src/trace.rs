@@ -85,6 +85,13 @@ pub fn continue_trace(span: &Span, parent: &TraceParent) {
     }
 }
 
+/// Says more of a span in its trace than its log lines show.
+pub fn describe(span: &Span, attributes: impl IntoIterator<Item = (&'static str, String)>) {
+    for (name, value) in attributes {
+        span.set_attribute(name, value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

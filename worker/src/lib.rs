@@ -583,17 +583,35 @@ impl Worker {
     }
 }
 
-/// The span in which a job runs and its end is reported.
+/// The span in which a job runs and its end is reported, within the trace in which the job was asked for.
 fn job_span(task: &Task<Delivery>) -> Span {
     let job = &task.args.claimed.job;
-    tracing::info_span!(
+    let span = tracing::info_span!(
         "job",
+        otel.name = format!("process {}", job.kind),
+        otel.kind = "consumer",
         job.id = %job.id,
         job.kind = %job.kind,
         tenant = %job.tenant,
         database = job.database.map(tracing::field::display),
         attempt = task.args.claimed.token.attempt_number(),
-    )
+    );
+    let asked_in = job.terms.trace.as_deref();
+    if let Some(parent) = asked_in.and_then(|trace| trace.parse().ok()) {
+        fettler_telemetry::continue_trace(&span, &parent);
+    }
+    // By OpenTelemetry's conventions for messaging.
+    fettler_telemetry::describe(
+        &span,
+        [
+            ("messaging.system", "fettler".to_owned()),
+            ("messaging.operation.type", "process".to_owned()),
+            ("messaging.operation.name", "run".to_owned()),
+            ("messaging.destination.name", job.kind.to_string()),
+            ("messaging.message.id", job.id.to_string()),
+        ],
+    );
+    span
 }
 
 /// In the job's span, when its attempt starts.

@@ -6,7 +6,9 @@ use fettler_model::{
     DatabaseId, KeepRules, PolicyId, PolicyName, PolicySpec, ProveEvery, TickOutcome, Timestamp,
     Window,
 };
-use fettler_scheduler::{InvalidPolicy, PolicyPlan, calendar::Calendar};
+use fettler_scheduler::{
+    InvalidPolicy, PolicyPlan, UnusablePolicy, calendar::Calendar, check_policy,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -208,32 +210,24 @@ pub(super) fn window(text: &str) -> Result<Option<Window>, Failure> {
 
 /// Refuses what could never run.
 fn checked(spec: &PolicySpec, database: Option<&DatabaseRecord>) -> Result<PolicyPlan, Failure> {
-    let usage = |problem: fettler_model::Problem| Failure {
-        exit: Exit::Usage,
-        problem,
-    };
-    let registry = Registry::standard();
-    let kind = registry
-        .get(spec.kind.as_str())
-        .map_err(|error| Failure::usage(error.to_string(), "`fettler kinds` lists them"))?;
-    kind.check_arguments(&spec.arguments).map_err(usage)?;
-    let needs_database = matches!(spec.kind.as_str(), "backup" | "retention");
-    if needs_database && database.is_none() {
-        return Err(Failure::usage(
-            format!("a policy of kind {} needs a database", spec.kind),
-            "name it with `--database`; `fettler database list` shows them",
-        ));
-    }
-    if spec.kind.as_str() != "backup" && (spec.prove != ProveEvery::Never || spec.keep.is_some()) {
-        return Err(Failure::usage(
-            format!(
-                "a policy of kind {} makes no backups to keep or to prove",
-                spec.kind
+    check_policy(&Registry::standard(), spec, database.is_some()).map_err(|error| {
+        let what = error.to_string();
+        match error {
+            UnusablePolicy::Kind(_) => Failure::usage(what, "`fettler kinds` lists them"),
+            UnusablePolicy::Arguments(problem) => Failure {
+                exit: Exit::Usage,
+                problem,
+            },
+            UnusablePolicy::Time(error) => refused(error),
+            UnusablePolicy::NoDatabase(_) => Failure::usage(
+                what,
+                "name it with `--database`; `fettler database list` shows them",
             ),
-            "leave `--prove` and the keep rules out",
-        ));
-    }
-    PolicyPlan::read(spec).map_err(refused)
+            UnusablePolicy::NoBackups(_) => {
+                Failure::usage(what, "leave `--prove` and the keep rules out")
+            }
+        }
+    })
 }
 
 fn next_due(spec: &PolicySpec, plan: &PolicyPlan, now: Timestamp) -> Option<Timestamp> {

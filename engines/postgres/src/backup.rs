@@ -854,7 +854,8 @@ impl Shared {
 /// A `COPY` in a trace, by OpenTelemetry's conventions for databases.
 pub(crate) fn copy_span(what: &str) -> Span {
     tracing::info_span!(
-        "copy",
+            target: fettler_telemetry::TRACE,
+            "copy",
         otel.name = format!("COPY {what}"),
         otel.kind = "client",
         db.system.name = "postgresql",

@@ -8,6 +8,7 @@ use fettler_engine::{
     StreamWriter,
 };
 use fettler_model::Warning;
+use fettler_telemetry::TRACE;
 use rusqlite::Connection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -198,7 +199,7 @@ pub(crate) fn interrupt_when_halted(connections: &[Connection], halt: &Cancellat
     });
 }
 
-#[tracing::instrument(name = "read pages", skip_all, fields(db.system.name = "sqlite"))]
+#[tracing::instrument(target = TRACE, name = "read pages", skip_all, fields(db.system.name = "sqlite"))]
 async fn pass_on(
     context: &EngineContext,
     filled: &mut mpsc::Receiver<Bytes>,

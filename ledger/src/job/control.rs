@@ -77,6 +77,19 @@ impl Ledger {
     ///
     /// When there is no such job, or when it has not ended.
     pub async fn retry(&self, job: JobId) -> Result<Submitted> {
+        self.retry_once(job, None).await
+    }
+
+    /// The same under an idempotency key (rule 12): asked for twice, it is done once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::retry`] and [`Ledger::submit`].
+    pub async fn retry_once(
+        &self,
+        job: JobId,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Submitted> {
         let old = self.job(job).await?;
         if !old.state.is_final() {
             return Err(LedgerError::Conflict {
@@ -88,7 +101,7 @@ impl Ledger {
                 remedy: "wait for its end, or cancel it first".to_owned(),
             });
         }
-        self.submit(again(old), None).await
+        self.submit(again(old), idempotency).await
     }
 
     /// Gives a queued job another priority, up to its tenant's ceiling; its age stays.

@@ -8,6 +8,7 @@ use std::{
 
 use fettler_model::{DatabaseId, JobId, JobRequest, JobTerms, Priority, TenantId, Timestamp};
 use serde_json::{Value, json};
+use tracing::{Instrument, Span};
 
 use crate::{
     DatabaseTerms, Idempotency, Ledger, LedgerError, Result, Submitted, codes,
@@ -49,11 +50,25 @@ impl Ledger {
     /// cannot be stored or names a database that is not the tenant's.
     pub async fn submit(
         &self,
-        request: JobRequest,
+        mut request: JobRequest,
         idempotency: Option<Idempotency>,
     ) -> Result<Submitted> {
+        let span = send_span(&request);
+        // The attempts belong to the trace of whoever asks now, also where they repeat a job that another one asked for.
+        request.terms.trace = span
+            .in_scope(fettler_telemetry::trace_parent)
+            .map(|parent| parent.to_string());
         let submission = Submission::check(request, idempotency)?;
-        self.inner.submits.call(submission).await
+        let id = submission.id;
+        let submitted = self
+            .inner
+            .submits
+            .call(submission)
+            .instrument(span.clone())
+            .await;
+        let id = submitted.as_ref().map_or(id, |submitted| submitted.job);
+        span.record("messaging.message.id", tracing::field::display(id));
+        submitted
     }
 
     /// Submits many jobs. Each has an answer of its own: a bad one fails alone (rule 8).
@@ -66,6 +81,22 @@ impl Ledger {
             .map(|(request, idempotency)| async { self.submit(request, idempotency).await });
         futures::future::join_all(calls).await
     }
+}
+
+/// A submission in a trace, by OpenTelemetry's conventions for messaging: the attempts are its consumers.
+fn send_span(request: &JobRequest) -> Span {
+    tracing::info_span!(
+            target: fettler_telemetry::TRACE,
+            "send",
+        otel.name = format!("send {}", request.kind),
+        otel.kind = "producer",
+        messaging.system = "fettler",
+        messaging.operation.type = "send",
+        messaging.operation.name = "submit",
+        messaging.destination.name = %request.kind,
+        messaging.message.id = tracing::field::Empty,
+        fettler.tenant = %request.tenant,
+    )
 }
 
 impl Submission {

@@ -1,6 +1,7 @@
 //! The suite: what a ledger promises, each function on a fresh one. Leases are short, and every wait is
 //! for a condition.
 
+mod access;
 mod limits;
 mod place;
 
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use access::*;
 use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
     DatabaseRecord, DatabaseTerms, Ended, Ending, EventPosition, Fencing, Idempotency,

@@ -1,0 +1,204 @@
+//! Lists in pages, and counts over everything, for whoever shows them: no answer grows with what there is.
+
+use fettler_model::{DatabaseName, JobKindName, PolicyName, TenantId};
+
+use crate::{
+    DatabaseRecord, JobCount, Ledger, PolicyRecord, RepositoryStatistics, Result, TenantRecord,
+    codes,
+    dialect::Dialect,
+    policies::{POLICY, policy_record},
+    row::Fields,
+    store::V,
+    tenancy::{DATABASE, database_record, tenant_record},
+};
+
+/// How many rows a page has at most.
+const MAX_PAGE: usize = 1000;
+/// More repositories or kinds than anybody has.
+const MAX_GROUPS: usize = 1000;
+
+impl Ledger {
+    /// The tenants after this one, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn tenants_page(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<TenantRecord>> {
+        let limit = limit.clamp(1, MAX_PAGE);
+        let rows = self
+            .inner
+            .store
+            .read(
+                "reading tenants",
+                format!("SELECT id, created FROM tenant WHERE id > $1 ORDER BY id LIMIT {limit}"),
+                &[V::T(after.map_or("", TenantId::as_str))],
+            )
+            .await?;
+        rows.iter().map(tenant_record).collect()
+    }
+
+    /// The databases of a tenant, or of all, after this one, by tenant and name.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn databases_page(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&(TenantId, DatabaseName)>,
+        limit: usize,
+    ) -> Result<Vec<DatabaseRecord>> {
+        let after = after.map(|(tenant, name)| (tenant.as_str(), name.as_str()));
+        let (condition, values) = page_of(tenant, after);
+        let limit = limit.clamp(1, MAX_PAGE);
+        let sql = format!(
+            "SELECT {DATABASE} FROM database_record WHERE {condition} ORDER BY tenant, name LIMIT {limit}"
+        );
+        let rows = self
+            .inner
+            .store
+            .read("reading databases", sql, &values)
+            .await?;
+        rows.iter().map(database_record).collect()
+    }
+
+    /// The policies of a tenant, or of all, after this one, by tenant and name.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn policies_page(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&(TenantId, PolicyName)>,
+        limit: usize,
+    ) -> Result<Vec<PolicyRecord>> {
+        let after = after.map(|(tenant, name)| (tenant.as_str(), name.as_str()));
+        let (condition, values) = page_of(tenant, after);
+        let limit = limit.clamp(1, MAX_PAGE);
+        let sql = format!(
+            "SELECT {POLICY} FROM policy WHERE {condition} ORDER BY tenant, name LIMIT {limit}"
+        );
+        let rows = self
+            .inner
+            .store
+            .read("reading policies", sql, &values)
+            .await?;
+        rows.iter().map(policy_record).collect()
+    }
+
+    /// What the catalogue says of each repository, of a tenant's backups or of all; backups that were
+    /// forgotten or have vanished do not count.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn repository_statistics(
+        &self,
+        tenant: Option<&TenantId>,
+    ) -> Result<Vec<RepositoryStatistics>> {
+        const DOING: &str = "counting backups";
+        let store = &self.inner.store;
+        let number = |column: &str, field: &str| match store.dialect {
+            Dialect::Sqlite => format!("({column} ->> '$.{field}')"),
+            Dialect::Postgres => format!("({column}::json ->> '{field}')::bigint"),
+        };
+        let verdict = match store.dialect {
+            Dialect::Sqlite => "(proof ->> '$.verdict')",
+            Dialect::Postgres => "(proof::json ->> 'verdict')",
+        };
+        let (tenant_condition, values) = match tenant {
+            Some(tenant) => ("tenant = $1", vec![V::T(tenant.as_str())]),
+            None => ("1 = 1", Vec::new()),
+        };
+        let sql = format!(
+            "SELECT place, COUNT(*) AS backups,
+                    SUM(CASE WHEN state = 'damaged' THEN 1 ELSE 0 END) AS damaged,
+                    SUM(CASE WHEN {verdict} = 'proven' THEN 1 ELSE 0 END) AS proven,
+                    CAST(COALESCE(SUM({read}), 0) AS BIGINT) AS bytes_read,
+                    CAST(COALESCE(SUM({stored}), 0) AS BIGINT) AS bytes_stored,
+                    MIN(finished) AS oldest, MAX(finished) AS newest
+             FROM backup WHERE {tenant_condition} AND state IN ('complete', 'damaged')
+             GROUP BY place ORDER BY place LIMIT {MAX_GROUPS}",
+            read = number("facts", "bytes_read"),
+            stored = number("facts", "bytes_stored"),
+        );
+        let rows = store.read(DOING, sql, &values).await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                Ok(RepositoryStatistics {
+                    place: fields.text("place")?,
+                    backups: fields.number("backups")?.unsigned_abs(),
+                    damaged: fields.number("damaged")?.unsigned_abs(),
+                    proven: fields.number("proven")?.unsigned_abs(),
+                    bytes_read: fields.number("bytes_read")?.unsigned_abs(),
+                    bytes_stored: fields.number("bytes_stored")?.unsigned_abs(),
+                    oldest: fields.time("oldest")?,
+                    newest: fields.time("newest")?,
+                })
+            })
+            .collect()
+    }
+
+    /// How many live jobs there are of each kind in each state, and since when the oldest of them waits
+    /// or was submitted.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn job_counts(&self) -> Result<Vec<JobCount>> {
+        const DOING: &str = "counting jobs";
+        let rows = self
+            .inner
+            .store
+            .read(
+                DOING,
+                format!(
+                    "SELECT kind, state, COUNT(*) AS jobs, MIN(COALESCE(due, submitted)) AS oldest
+                     FROM job GROUP BY kind, state ORDER BY kind, state LIMIT {MAX_GROUPS}"
+                ),
+                &[],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                let kind: JobKindName = fields.parsed("kind")?;
+                Ok(JobCount {
+                    kind,
+                    state: fields.code("state", codes::state_of)?,
+                    jobs: fields.number("jobs")?.unsigned_abs(),
+                    oldest: fields.time("oldest")?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The condition of a page of things that belong to tenants and have names.
+fn page_of<'v>(
+    tenant: Option<&'v TenantId>,
+    after: Option<(&'v str, &'v str)>,
+) -> (String, Vec<V<'v>>) {
+    let mut conditions = vec!["1 = 1".to_owned()];
+    let mut values = Vec::new();
+    if let Some(tenant) = tenant {
+        values.push(V::T(tenant.as_str()));
+        conditions.push("tenant = $1".to_owned());
+    }
+    if let Some((tenant, name)) = after {
+        values.push(V::T(tenant));
+        values.push(V::T(name));
+        conditions.push(format!(
+            "(tenant, name) > (${}, ${})",
+            values.len() - 1,
+            values.len()
+        ));
+    }
+    (conditions.join(" AND "), values)
+}
