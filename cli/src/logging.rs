@@ -12,7 +12,7 @@ use crate::{
 pub(crate) fn start(settings: &LogSettings, cli: &Cli) -> Result<(), Failure> {
     let is_service = matches!(
         cli.command,
-        Command::Up(_) | Command::Worker(_) | Command::Scheduler
+        Command::Up(_) | Command::Worker(_) | Command::Scheduler | Command::Api(_)
     );
     let filter = match (cli.global.verbose, is_service) {
         (0, true) => settings.filter.as_str(),

@@ -255,7 +255,10 @@ fn kill_restores(
         assert_eq!(again.terminate(), 0, "{}", again.log());
         assert_equal(round);
     }
-    println!("{taken_up} of {} restores were killed while they ran", kills());
+    println!(
+        "{taken_up} of {} restores were killed while they ran",
+        kills()
+    );
     assert!(taken_up > 0, "no restore was killed while it ran");
 }
 

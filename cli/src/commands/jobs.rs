@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     app::App,
     args::{JobArg, JobsArgs, JobsCommand, JobsListArgs},
+    desk::Desk,
     failure::{Exit, Failure, Outcome},
     output::{pairs, table},
     run, select, units,
@@ -110,24 +111,21 @@ pub(crate) async fn run(app: &App, args: &JobsArgs) -> Outcome {
     }
 }
 
-async fn names(app: &App) -> Result<HashMap<DatabaseId, String>, Failure> {
-    Ok(app
-        .ledger()
-        .await?
-        .databases(Some(app.tenant()))
+async fn names(app: &App, desk: &Desk<'_>) -> Result<HashMap<DatabaseId, String>, Failure> {
+    Ok(desk
+        .databases(app.tenant())
         .await?
         .into_iter()
         .map(|record| (record.id, record.name.to_string()))
         .collect())
 }
 
-async fn find(app: &App, arg: &JobArg) -> Result<JobRecord, Failure> {
-    let ledger = app.ledger().await?;
-    Ok(ledger.find_job(Some(app.tenant()), &arg.job).await?)
+async fn find(app: &App, desk: &Desk<'_>, arg: &JobArg) -> Result<JobRecord, Failure> {
+    desk.find_job(app.tenant(), &arg.job).await
 }
 
 async fn list(app: &App, args: &JobsListArgs) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     let database = match &args.database {
         Some(name) => Some(select::existing_database(app, name).await?.id),
         None => None,
@@ -140,9 +138,9 @@ async fn list(app: &App, args: &JobsListArgs) -> Outcome {
         limit: args.limit,
         ..JobFilter::default()
     };
-    let names = names(app).await?;
-    let since = ledger.now().await?.minus(RECENT);
-    let jobs: Vec<Shown> = ledger
+    let names = names(app, &desk).await?;
+    let since = desk.now().await?.minus(RECENT);
+    let jobs: Vec<Shown> = desk
         .jobs(&filter)
         .await?
         .into_iter()
@@ -192,12 +190,12 @@ async fn list(app: &App, args: &JobsListArgs) -> Outcome {
 }
 
 async fn show(app: &App, arg: &JobArg) -> Outcome {
-    let ledger = app.ledger().await?;
-    let record = find(app, arg).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
     let id = record.id;
-    let attempts = ledger.attempts(id).await?;
-    let log = ledger.log_lines(id, 0).await?;
-    let shown = Shown::of(record, &names(app).await?);
+    let attempts = desk.attempts(id).await?;
+    let log = desk.log_lines(id).await?;
+    let shown = Shown::of(record, &names(app, &desk).await?);
     let mut document = json!(shown);
     document["attempt_list"] = json!(attempts);
     document["log"] = json!(log);
@@ -288,12 +286,13 @@ fn text(job: &Shown) -> String {
 }
 
 async fn watch(app: &App, arg: &JobArg) -> Outcome {
-    let record = find(app, arg).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
     let title = format!("{} {}", record.kind, record.id.short());
     let ended = run::watch_only(app, record.id, &title).await?;
     let state = ended.state;
     let problem = ended.problem.clone();
-    let shown = Shown::of(ended, &names(app).await?);
+    let shown = Shown::of(ended, &names(app, &desk).await?);
     app.output.result(&shown, || {
         format!("Job {} is {}.", shown.id.short(), shown.state)
     });
@@ -308,8 +307,9 @@ async fn watch(app: &App, arg: &JobArg) -> Outcome {
 }
 
 async fn cancel(app: &App, arg: &JobArg) -> Outcome {
-    let record = find(app, arg).await?;
-    let outcome = app.ledger().await?.request_cancel(record.id).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
+    let outcome = desk.cancel(record.id).await?;
     let short = record.id.short();
     let (word, text, exit) = match outcome {
         CancelOutcome::Cancelled => (
@@ -328,7 +328,7 @@ async fn cancel(app: &App, arg: &JobArg) -> Outcome {
             Exit::Nothing,
         ),
     };
-    if outcome == CancelOutcome::Requested {
+    if outcome == CancelOutcome::Requested && app.remote().is_none() {
         // The process that runs it hears of it at once instead of with its next heartbeat.
         if let Err(error) = app.socket().wake().await {
             tracing::debug!(%error, "no other process was woken");
@@ -340,10 +340,16 @@ async fn cancel(app: &App, arg: &JobArg) -> Outcome {
 }
 
 async fn retry(app: &App, arg: &JobArg) -> Outcome {
-    let record = find(app, arg).await?;
-    let submitted = app.ledger().await?.retry(record.id).await?;
-    app.push(submitted.job).await?;
-    let is_up = run::is_up(app).await;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
+    let submitted = desk.retry(record.id).await?;
+    let is_up = match app.remote() {
+        Some(_) => true,
+        None => {
+            app.push(submitted.job).await?;
+            run::is_up(app).await
+        }
+    };
     app.output.result(
         &json!({ "job": submitted.job, "retry_of": record.id, "existing": submitted.existing }),
         || {
