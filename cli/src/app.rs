@@ -12,16 +12,20 @@ use fettler_repository::TenantRepository;
 use tokio::sync::OnceCell;
 
 use crate::{
-    args::Global,
+    args::{Cli, Command, Global},
+    desk::Desk,
     failure::Failure,
     folder,
     output::Output,
+    remote::Remote,
     services::{LocalServices, Use},
 };
 
 /// A command's world.
 pub(crate) struct App {
     pub(crate) output: Output,
+    remote: Option<Remote>,
+    named_tenant: Option<TenantId>,
     pub(crate) sources: Sources,
     pub(crate) loaded: Loaded,
     ledger: OnceCell<Ledger>,
@@ -55,16 +59,62 @@ pub(crate) fn sources(global: &Global) -> Result<Sources, Failure> {
     Ok(sources)
 }
 
+/// The same, with the options that only this command has.
+pub(crate) fn sources_for(cli: &Cli) -> Result<Sources, Failure> {
+    let sources = sources(&cli.global)?;
+    let Command::Api(args) = &cli.command else {
+        return Ok(sources);
+    };
+    let text = |path: &std::path::PathBuf| path.to_string_lossy().into_owned();
+    Ok(sources
+        .flag("--listen", "api.listen", args.listen.clone())
+        .flag(
+            "--tls-certificate",
+            "api.tls_certificate",
+            args.tls_certificate.as_ref().map(text),
+        )
+        .flag("--tls-key", "api.tls_key", args.tls_key.as_ref().map(text)))
+}
+
 impl App {
     pub(crate) fn new(output: Output, sources: Sources, loaded: Loaded) -> Self {
         Self {
             output,
+            remote: None,
+            named_tenant: None,
             sources,
             loaded,
             ledger: OnceCell::new(),
             queue: OnceCell::new(),
             services: OnceCell::new(),
         }
+    }
+
+    /// With what else the command line says.
+    pub(crate) fn told(mut self, global: &Global) -> Result<Self, Failure> {
+        if let Some(server) = &global.server {
+            self.remote = Some(Remote::new(server, self.settings())?);
+        }
+        self.named_tenant.clone_from(&global.tenant);
+        Ok(self)
+    }
+
+    /// The other Fettler that was named with `--server`.
+    pub(crate) const fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+
+    /// Where this command looks and what it changes.
+    pub(crate) async fn desk(&self) -> Result<Desk<'_>, Failure> {
+        match &self.remote {
+            Some(remote) => Ok(Desk::There(remote)),
+            None => Ok(Desk::Here(self.ledger().await?)),
+        }
+    }
+
+    /// The tenant, where the command line names one.
+    pub(crate) const fn named_tenant(&self) -> Option<&TenantId> {
+        self.named_tenant.as_ref()
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -82,6 +132,12 @@ impl App {
 
     /// The ledger, opened and made when it is not there.
     pub(crate) async fn ledger(&self) -> Result<&Ledger, Failure> {
+        if self.remote.is_some() {
+            return Err(Failure::usage(
+                "this can be done on the machine of the ledger only, and `--server` asks another one",
+                "leave `--server` (or FETTLER_SERVER) out, or run it there",
+            ));
+        }
         self.ledger
             .get_or_try_init(|| async {
                 folder::make(&self.settings().folder)?;

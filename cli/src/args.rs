@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use fettler_model::{
     CatchUp, DatabaseName, InvalidReference, JobId, JobKindName, JobState, KeepRules, Overlap,
-    PolicyName, Priority, ProveEvery, SecretReference, SlotClass, TenantId,
+    PolicyName, Priority, ProveEvery, Role, SecretReference, SlotClass, TenantId, TokenName,
 };
 
 use crate::{
@@ -52,6 +52,15 @@ pub(crate) struct Global {
     /// The file of settings [FETTLER_CONFIG; fettler.toml here or in the folder]
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
+    /// Ask the Fettler that answers at this URL, with the token in FETTLER_TOKEN [FETTLER_SERVER]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "FETTLER_SERVER",
+        hide_env = true
+    )]
+    pub(crate) server: Option<String>,
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -132,6 +141,11 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
     /// Run policies for the fleet until stopped: one leads, others stand by
     Scheduler(SchedulerArgs),
+    /// Answer over HTTP for the fleet until stopped: as many processes as there are to be
+    Api(ApiArgs),
+    /// Who may use the HTTP interface
+    #[command(subcommand)]
+    Token(TokenCommand),
 }
 
 /// See [`Command::Demo`].
@@ -480,6 +494,53 @@ pub(crate) struct UpArgs {
     /// Run no policies, only jobs
     #[arg(long)]
     pub(crate) no_scheduler: bool,
+    /// Answer over HTTP too, at this address, such as 127.0.0.1:8080
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+}
+
+/// See [`Command::Api`].
+#[derive(Debug, Args)]
+pub(crate) struct ApiArgs {
+    /// Where to listen [127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<String>,
+    /// The certificate chain for TLS, a PEM file [plain HTTP]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's key, a PEM file
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// See [`Command::Token`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token, and show it once
+    Add(TokenAddArgs),
+    /// List tokens: those of `--tenant`, or all
+    List,
+    /// Take a token away
+    Remove {
+        /// Its name or its id
+        token: String,
+    },
+}
+
+/// See [`TokenCommand::Add`].
+#[derive(Debug, Args)]
+pub(crate) struct TokenAddArgs {
+    /// What to call it
+    pub(crate) name: TokenName,
+    /// viewer, auditor, operator, restorer or admin
+    #[arg(long)]
+    pub(crate) role: Role,
+    /// It sees all tenants, as an operator of the fleet does
+    #[arg(long)]
+    pub(crate) all_tenants: bool,
+    /// For how long it is good, such as 90d
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) expires: Option<u64>,
 }
 
 /// See [`Command::Tenant`].

@@ -4,10 +4,13 @@ mod app;
 mod args;
 mod commands;
 mod demo;
+mod desk;
 mod failure;
 mod folder;
 mod output;
+mod premises;
 mod progress;
+mod remote;
 mod run;
 mod select;
 mod services;
@@ -69,7 +72,7 @@ fn begin(cli: Cli, output: Output) -> Outcome {
         Command::Config(command) => return commands::config::run(&cli.global, command, output),
         _ => {}
     }
-    let sources = app::sources(&cli.global)?;
+    let sources = app::sources_for(&cli)?;
     let loaded = fettler_config::load(&sources)?;
     let telemetry = telemetry::start(&loaded.settings, &cli)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -77,7 +80,7 @@ fn begin(cli: Cli, output: Output) -> Outcome {
         .build()
         .map_err(|error| Failure::local("the threads of this process cannot be started", &error))?;
     let outcome = runtime.block_on(async {
-        let app = App::new(output, sources, loaded);
+        let app = App::new(output, sources, loaded).told(&cli.global)?;
         let outcome = commands::run(&app, cli.command).await;
         app.close().await;
         outcome

@@ -2,6 +2,8 @@
 //! up` runs in the folder, it is woken and the job is watched; otherwise a worker in this process runs
 //! this very job, and ends with it.
 
+mod there;
+
 use std::{sync::Arc, time::Duration};
 
 use fettler_api::ClientError;
@@ -98,6 +100,17 @@ pub(crate) fn request(
 
 /// Submits a job and leaves it to `fettler up`.
 pub(crate) async fn detach(app: &App, asked: &Asked) -> Result<Exit, Failure> {
+    if let Some(remote) = app.remote() {
+        let job = there::submit(app, remote, asked).await?;
+        app.output.result(
+            &serde_json::json!({ "job": job, "kind": asked.kind, "state": "queued" }),
+            || {
+                let short = job.short();
+                format!("Job {short} is submitted; `fettler jobs watch {short}` follows it.")
+            },
+        );
+        return Ok(Exit::Done);
+    }
     let submitted = app
         .ledger()
         .await?
@@ -122,6 +135,10 @@ pub(crate) async fn detach(app: &App, asked: &Asked) -> Result<Exit, Failure> {
 
 /// Submits a job and sees it through.
 pub(crate) async fn run(app: &App, asked: &Asked) -> Result<JobRecord, Failure> {
+    if let Some(remote) = app.remote() {
+        let job = there::submit(app, remote, asked).await?;
+        return succeeded(there::follow(app, remote, job, &asked.title, there::Who::Owns).await?);
+    }
     let begun = submit(app, asked).await?;
     follow(app, begun).await
 }
@@ -508,6 +525,9 @@ fn left(job: &JobRecord, how: &str) -> Failure {
 
 /// Follows a job that is there already, whoever runs it: for `fettler jobs watch`.
 pub(crate) async fn watch_only(app: &App, job: JobId, title: &str) -> Result<JobRecord, Failure> {
+    if let Some(remote) = app.remote() {
+        return there::follow(app, remote, job, title, there::Who::Watches).await;
+    }
     let mut follower = Follower::new(app.output, title);
     let ledger = app.ledger().await?;
     let socket = app.socket();

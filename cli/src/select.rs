@@ -5,16 +5,20 @@ use std::collections::BTreeMap;
 
 use fettler_engine::{SandboxSpec, Target};
 use fettler_jobs::Services;
-use fettler_ledger::{DatabaseChange, DatabaseRecord, DatabaseTerms, LedgerError};
+use fettler_ledger::{
+    BackupFilter, BackupRecord, DatabaseChange, DatabaseRecord, DatabaseTerms, LedgerError,
+};
 use fettler_model::{
     BackupId, DatabaseId, DatabaseName, DatabaseUrl, Engine, Secret, SecretReference, Timestamp,
 };
 use fettler_repository::{BackupListing, ManifestSummary, TenantRepository};
+use serde_json::{Value, json};
 
 use crate::{
     app::App,
     args::{DatabaseArg, ReferenceArg, SandboxArgs},
     failure::Failure,
+    remote::{Remote, escaped},
 };
 
 /// A part of an id that is shorter could be anything.
@@ -34,6 +38,34 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
         .absolute()
         .map_err(|error| Failure::local("the current folder cannot be told", &error))?;
     Ok((url, password))
+}
+
+/// A place as it is sent to another Fettler, with a password that it holds: the other side seals it. A file's
+/// path is made absolute, though it is the other side's file.
+pub(crate) fn absolute_place(text: &str) -> Result<String, Failure> {
+    let (url, _) = place(text)?;
+    Ok(match url.path() {
+        Some(_) => url.as_str().to_owned(),
+        None => text.to_owned(),
+    })
+}
+
+/// Where proofs restore to, as it is sent to another Fettler.
+pub(crate) fn sent_sandbox(given: &SandboxArgs) -> Result<Option<Value>, Failure> {
+    let Some(text) = &given.sandbox else {
+        return Ok(None);
+    };
+    Ok(Some(match text.as_str() {
+        "automatic" => json!({"kind": "automatic"}),
+        "source-server" | "source_server" => json!({"kind": "source_server"}),
+        url => {
+            let mut sandbox = json!({"kind": "server", "url": absolute_place(url)?});
+            if let Some(reference) = &given.sandbox_password {
+                sandbox["password"] = json!(reference.get()?);
+            }
+            sandbox
+        }
+    }))
 }
 
 /// The reference to a password: the given one, or a sealed one for what the URL held.
@@ -63,6 +95,9 @@ pub(crate) async fn database(
     given: &DatabaseArg,
     name: Option<&DatabaseName>,
 ) -> Result<DatabaseRecord, Failure> {
+    if let Some(remote) = app.remote() {
+        return database_there(app, remote, given, name).await;
+    }
     let ledger = app.ledger().await?;
     let text = &given.database;
     if let Some(known) = known_database(app, text).await? {
@@ -116,6 +151,74 @@ pub(crate) async fn database(
         Err(LedgerError::Exists { .. }) => Ok(ledger.find_database(app.tenant(), text).await?),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The same through another Fettler. Whether the database can be reached is the other side's to find out.
+async fn database_there(
+    app: &App,
+    remote: &Remote,
+    given: &DatabaseArg,
+    name: Option<&DatabaseName>,
+) -> Result<DatabaseRecord, Failure> {
+    let text = &given.database;
+    if let Some(known) = known_database(app, text).await? {
+        if given.password.is_some() {
+            return Err(Failure::usage(
+                format!(
+                    "the database {} is known, with its own password",
+                    known.name
+                ),
+                format!(
+                    "`fettler database edit {} --password-from …` changes it",
+                    known.name
+                ),
+            ));
+        }
+        return Ok(known);
+    }
+    let (url, _) = place(text)?;
+    let databases = app.desk().await?.databases(app.tenant()).await?;
+    if let Some(known) = databases.iter().find(|record| record.url == url) {
+        return Ok(known.clone());
+    }
+    let name = match name {
+        Some(name) => name.clone(),
+        None => free_name(&url, |name| {
+            databases.iter().any(|record| record.name == *name)
+        })?,
+    };
+    let mut body = json!({"name": name, "url": absolute_place(text)?});
+    if let Some(reference) = &given.password {
+        body["password"] = json!(reference.get()?);
+    }
+    let path = format!("/api/v1/databases?tenant={}", app.tenant());
+    remote.post(&path, &body).await
+}
+
+/// The backup that is meant, by the other side's catalogue.
+pub(crate) async fn backup_there(
+    app: &App,
+    remote: &Remote,
+    text: &str,
+) -> Result<BackupRecord, Failure> {
+    if text != "latest" {
+        return remote
+            .get(&format!("/api/v1/backups/{}", escaped(text)))
+            .await;
+    }
+    let filter = BackupFilter {
+        tenant: Some(app.tenant().clone()),
+        limit: 1,
+        ..BackupFilter::default()
+    };
+    app.desk()
+        .await?
+        .backups(&filter)
+        .await?
+        .pop()
+        .ok_or_else(|| {
+            Failure::nothing("there is no backup", "`fettler backup DATABASE` makes one")
+        })
 }
 
 /// Looks whether a database answers.
@@ -194,11 +297,7 @@ pub(crate) async fn known_database(
     app: &App,
     text: &str,
 ) -> Result<Option<DatabaseRecord>, Failure> {
-    match app.ledger().await?.find_database(app.tenant(), text).await {
-        Ok(record) => Ok(Some(record)),
-        Err(LedgerError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    app.desk().await?.find_database(app.tenant(), text).await
 }
 
 /// A database that must be known.
@@ -211,7 +310,7 @@ pub(crate) async fn existing_database(app: &App, text: &str) -> Result<DatabaseR
     {
         return Ok(record);
     }
-    let known = app.ledger().await?.databases(Some(app.tenant())).await?;
+    let known = app.desk().await?.databases(app.tenant()).await?;
     Err(Failure::usage(
         format!("no database is called {text:?}"),
         if known.is_empty() {

@@ -11,17 +11,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use fettler_api::http::bounds::Deny;
 use fettler_config::{KeyChoice, SandboxKind, SealedSecrets, Settings, Sources};
 use fettler_engine::SandboxSpec;
 use fettler_jobs::{BackupPlace, Services};
-use fettler_ledger::Ledger;
-use fettler_model::{Problem, Secret, SecretReference, TenantId};
+use fettler_ledger::{Ledger, SealedId};
+use fettler_model::{DatabaseUrl, Problem, Secret, SecretReference, TenantId};
 use fettler_repository::{
     CpuPool, CreateKey, OpenOptions, Repository, RepositoryError, TenantRepository, Unlock,
     create_key_file,
 };
 
-use crate::{failure::Failure, folder, output::Output};
+use crate::{failure::Failure, folder, output::Output, premises};
 
 /// What a repository is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub(crate) struct LocalServices {
     sealed: SealedSecrets,
     cpu: CpuPool,
     output: Output,
+    /// Which addresses no tenant may name.
+    deny: Deny,
     /// Opened once and shared: unwrapping a key by a passphrase is slow on purpose.
     open: tokio::sync::Mutex<HashMap<(TenantId, String), TenantRepository>>,
 }
@@ -69,6 +72,7 @@ impl LocalServices {
             .map_or_else(CpuPool::default, CpuPool::new);
         Ok(Self {
             sealed: SealedSecrets::new(own.secrets_key_file()),
+            deny: premises::deny(&own),
             sources,
             own,
             tenants: Mutex::default(),
@@ -105,9 +109,24 @@ impl LocalServices {
         tenant: &TenantId,
         secret: &Secret,
     ) -> Result<SecretReference, Failure> {
+        Ok(SecretReference::Sealed(
+            self.seal_secret(tenant, secret).await?,
+        ))
+    }
+
+    /// The same, for the interface.
+    pub(crate) async fn seal_secret(
+        &self,
+        tenant: &TenantId,
+        secret: &Secret,
+    ) -> Result<SealedId, Problem> {
         let sealed = self.sealed.seal(tenant, secret)?;
-        let id = self.ledger.put_sealed(tenant, &sealed).await?;
-        Ok(SecretReference::Sealed(id))
+        Ok(self.ledger.put_sealed(tenant, &sealed).await?)
+    }
+
+    /// Which addresses no tenant may name.
+    pub(crate) const fn denied(&self) -> &Deny {
+        &self.deny
     }
 
     /// What opens the tenant's data key, by the settings.
@@ -229,6 +248,17 @@ impl Services for LocalServices {
             tracing::warn!("{warning}");
         }
         Ok(resolved.secret)
+    }
+
+    async fn admit(&self, tenant: &TenantId, url: &DatabaseUrl) -> Result<DatabaseUrl, Problem> {
+        // What the operator's own tenant names was named by the operator.
+        if *tenant == self.own.tenant {
+            return Ok(url.clone());
+        }
+        let bounds = premises::bounds(&*self.settings_of(tenant)?);
+        self.deny.pinned(&bounds, url).await.map_err(|error| {
+            Problem::permanent("tenant.address", error.to_string(), error.remedy())
+        })
     }
 
     async fn repository(

@@ -16,6 +16,7 @@ pub(crate) fn start(settings: &Settings, cli: &Cli) -> Result<Telemetry, Failure
     let service = match cli.command {
         Command::Up(_) => "fettler",
         Command::Worker(_) => "fettler-worker",
+        Command::Api(_) => "fettler-api",
         Command::Scheduler(_) => "fettler-scheduler",
         _ => "fettler-cli",
     };

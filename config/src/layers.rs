@@ -30,15 +30,18 @@ const ALIASES: [(&str, &[&str]); 5] = [
     ("FETTLER_LOG", &["log", "filter"]),
     ("FETTLER_PASSPHRASE", &["keys", "passphrase"]),
 ];
-/// Variables that say something else than a setting: where settings are, and what hooks are told.
-const NOT_SETTINGS: [&str; 4] = [
+/// Variables that say something else than a setting: where settings are, what hooks are told, and which other
+/// Fettler a command speaks to.
+const NOT_SETTINGS: [&str; 6] = [
     "FETTLER_CONFIG",
     "FETTLER_ENV",
     "FETTLER_JOB",
     "FETTLER_JOB_KIND",
+    "FETTLER_SERVER",
+    "FETTLER_TOKEN",
 ];
 /// The sections that a tenant's overlay may set: what is the tenant's own (P6).
-const TENANT_SECTIONS: [&str; 4] = ["repository", "keys", "retention", "sandbox"];
+const TENANT_SECTIONS: [&str; 5] = ["repository", "keys", "retention", "sandbox", "allow"];
 /// A file of settings that is longer is not one.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
@@ -312,6 +315,18 @@ fn check_together(merged: &Node, mistakes: &mut Vec<Mistake>) {
             "keys.passphrase",
             "a key file is named too: only one of the two can open the data key".to_owned(),
         ));
+    }
+    for (field, other) in [
+        ("tls_certificate", "tls_key"),
+        ("tls_key", "tls_certificate"),
+    ] {
+        if let (Some(node), None) = (given(&["api", field]), given(&["api", other])) {
+            mistakes.push(Mistake::new(
+                node.origin.clone(),
+                &format!("api.{field}"),
+                format!("TLS needs `api.{other}` too"),
+            ));
+        }
     }
 }
 

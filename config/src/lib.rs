@@ -20,8 +20,8 @@ pub use layers::{Flag, Loaded, Sources, load};
 pub use mistake::{ConfigError, Mistake};
 pub use secrets::{Resolved, SealedSecrets, SecretError, resolve};
 pub use settings::{
-    KeyChoice, KeySettings, LedgerSettings, LogFormat, LogSettings, QueueSettings,
-    RepositorySettings, RetentionSettings, SandboxKind, SandboxSettings, SchedulerSettings,
-    Settings, TraceSettings, WorkerSettings,
+    AllowSettings, ApiSettings, DenySettings, KeyChoice, KeySettings, LedgerSettings, LogFormat,
+    LogSettings, Network, QueueSettings, RepositorySettings, RetentionSettings, SandboxKind,
+    SandboxSettings, SchedulerSettings, Settings, TraceSettings, WorkerSettings,
 };
 pub use show::Shown;

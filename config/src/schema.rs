@@ -7,7 +7,7 @@ use fettler_model::{DatabaseUrl, SecretReference, TenantId};
 use serde_json::Value;
 
 use crate::{
-    Mistake, Settings, Source,
+    Mistake, Network, Settings, Source,
     document::{Content, Node, join},
     mistake::nearest,
 };
@@ -289,6 +289,7 @@ fn special(field: Field<'_>, text: &str) -> Result<(), String> {
             .parse::<SecretReference>()
             .map(drop)
             .map_err(|error| error.to_string()),
+        Some("network") => text.parse::<Network>().map(drop),
         Some("database_url") => match DatabaseUrl::parse_with_password(text) {
             Ok((_, None)) => Ok(()),
             Ok((_, Some(_))) => Err(

@@ -2,9 +2,14 @@
 //! limits and descriptions of this file are all there is: the check of files, `fettler config show`
 //! and the example files are made from them or tested against them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use fettler_model::{DatabaseUrl, KeepRules, SecretReference, TenantId};
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +40,12 @@ pub struct Settings {
     pub retention: RetentionSettings,
     /// Where proofs restore to, for databases that say nothing themselves.
     pub sandbox: SandboxSettings,
+    /// The HTTP interface.
+    pub api: ApiSettings,
+    /// What a tenant's tokens may name beyond what is theirs; for one tenant in `config/tenants/NAME.toml`.
+    pub allow: AllowSettings,
+    /// Which addresses tenants may not name.
+    pub deny: DenySettings,
     /// What is logged.
     pub log: LogSettings,
     /// Where traces are sent.
@@ -97,6 +108,10 @@ pub struct KeySettings {
     /// A reference to a passphrase, `env:NAME` or `file:PATH`.
     #[schemars(extend("x-check" = "secret_reference"))]
     pub passphrase: Option<SecretReference>,
+    /// The key file that seals passwords which were given in URLs, the same one on every machine of a fleet;
+    /// `secrets.key` in the folder when not given, made when the first password is sealed.
+    #[schemars(with = "Option<String>", extend("x-path" = true))]
+    pub secrets_file: Option<PathBuf>,
 }
 
 /// How jobs are run.
@@ -227,6 +242,120 @@ pub struct SandboxSettings {
     pub password: Option<SecretReference>,
 }
 
+/// The HTTP interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiSettings {
+    /// Where it listens, as `127.0.0.1:8080`. When not given, `fettler up` has no HTTP interface, and `fettler api`
+    /// listens at `127.0.0.1:8080`.
+    pub listen: Option<String>,
+    /// The certificate chain for TLS, a PEM file; plain HTTP without one.
+    #[schemars(with = "Option<String>", extend("x-path" = true))]
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key, a PEM file.
+    #[schemars(with = "Option<String>", extend("x-path" = true))]
+    pub tls_key: Option<PathBuf>,
+    /// No body of a request is larger.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub max_body_kilobytes: u32,
+    /// How many requests a token may send in a second, on average; twice as many at once.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub requests_per_second: u32,
+    /// How many streams of events are open at once.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub open_streams: u32,
+    /// How many connections are open at once; more wait.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub connections: u32,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            tls_certificate: None,
+            tls_key: None,
+            max_body_kilobytes: 1024,
+            requests_per_second: 50,
+            open_streams: 256,
+            connections: 1024,
+        }
+    }
+}
+
+/// An address or a network, such as `10.1.2.3` or `10.1.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Network(pub IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .map(Self)
+            .map_err(|_| format!("{text:?} is no network: write `10.1.0.0/16` or `10.1.2.3`"))
+    }
+}
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> Self {
+        network.0.to_string()
+    }
+}
+
+impl JsonSchema for Network {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Network".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "x-check": "network"})
+    }
+}
+
+/// What a tenant's tokens may name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AllowSettings {
+    /// References to secrets, such as `file:/etc/acme/password`; a `*` at the end stands for any rest: `env:ACME_*`.
+    pub references: Vec<String>,
+    /// Folders, by their absolute paths, whose SQLite files may be named.
+    pub paths: Vec<String>,
+    /// Repositories beside the configured one.
+    pub repositories: Vec<String>,
+    /// Whether commands may be run on workers (hooks).
+    pub commands: bool,
+    /// Whether a proof may ask for a server process on a worker.
+    pub process_sandboxes: bool,
+    /// Addresses and networks that may be named although they are denied.
+    pub networks: Vec<Network>,
+}
+
+/// Which addresses tenants may not name, beside link-local ones, the ledger and Redis.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenySettings {
+    /// Addresses and networks.
+    pub networks: Vec<Network>,
+    /// Whether the machines' own addresses (127.0.0.0/8, `::1`) are denied; they are in a fleet (with a queue or a ledger
+    /// on a server) when nothing is said.
+    pub loopback: Option<bool>,
+}
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -303,6 +432,9 @@ impl Settings {
             scheduler: SchedulerSettings::default(),
             retention: RetentionSettings::default(),
             sandbox: SandboxSettings::default(),
+            api: ApiSettings::default(),
+            allow: AllowSettings::default(),
+            deny: DenySettings::default(),
             log: LogSettings::default(),
             traces: TraceSettings::default(),
         }
@@ -354,7 +486,28 @@ impl Settings {
     /// The key that seals passwords given in URLs.
     #[must_use]
     pub fn secrets_key_file(&self) -> PathBuf {
-        self.folder.join("secrets.key")
+        self.keys
+            .secrets_file
+            .clone()
+            .unwrap_or_else(|| self.folder.join("secrets.key"))
+    }
+
+    /// Whether several machines share the ledger or the queue.
+    #[must_use]
+    pub fn is_fleet(&self) -> bool {
+        self.queue.url.is_some() || !self.ledger_url().starts_with("sqlite:")
+    }
+
+    /// Whether the machines' own addresses are denied to tenants.
+    #[must_use]
+    pub fn denies_loopback(&self) -> bool {
+        self.deny.loopback.unwrap_or_else(|| self.is_fleet())
+    }
+
+    /// Where `fettler up` leaves the token of its HTTP interface, for the commands of this folder's owner.
+    #[must_use]
+    pub fn api_token_file(&self) -> PathBuf {
+        self.folder.join("api.token")
     }
 
     /// The socket at which `fettler up` listens.

@@ -169,6 +169,13 @@ pub trait Services: Send + Sync {
         reference: &SecretReference,
     ) -> Result<Secret, Problem>;
 
+    /// Looks whether a tenant may reach a place, just before a connection to it is made (P6). Gives the place to
+    /// connect to: what was looked at, and not what its name may mean a moment later.
+    async fn admit(&self, tenant: &TenantId, url: &DatabaseUrl) -> Result<DatabaseUrl, Problem> {
+        let _anybody = tenant;
+        Ok(url.clone())
+    }
+
     /// The tenant's part of the repository at `place`, or of the configured one; and its place as text.
     async fn repository(
         &self,
@@ -310,7 +317,7 @@ impl JobContext {
             None => None,
         };
         Ok(Target {
-            url: url.clone(),
+            url: self.services.admit(&self.job.tenant, url).await?,
             password,
         })
     }

@@ -158,7 +158,7 @@ pub(crate) async fn healthz() -> Json<Alive> {
 
 /// `GET /readyz`: whether requests can be answered.
 pub(crate) async fn readyz(State(app): State<App>) -> Result<Json<Alive>, Refusal> {
-    app.ledger.now().await?;
+    app.ledger.newest_event().await?;
     Ok(Json(alive()))
 }
 

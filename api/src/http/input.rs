@@ -30,6 +30,18 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
+        let RawBody(value) = RawBody::from_request(request, app).await?;
+        read(value).map(Self)
+    }
+}
+
+/// The same, not yet read as anything.
+pub(crate) struct RawBody(pub(crate) Value);
+
+impl FromRequest<App> for RawBody {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Refusal> {
         let kind = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -45,13 +57,12 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
             ));
         }
         let bytes = whole(request.into_body(), app.options.max_body_bytes).await?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|error| {
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             Refusal::unreadable(
                 format!("the body is not JSON: {error}"),
                 "send one JSON document",
             )
-        })?;
-        read(value).map(Self)
+        })
     }
 }
 
@@ -81,6 +92,11 @@ pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
             "take the character out",
         ));
     }
+    read_fields(value)
+}
+
+/// The same where the texts inside are looked at later, part by part.
+pub(crate) fn read_fields<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
     let reader = serde_path_to_error::Deserializer::new(value, &mut track);

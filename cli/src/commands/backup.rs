@@ -20,11 +20,17 @@ use crate::{
 
 pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
     let database = select::database(app, &args.database, args.name.as_ref()).await?;
-    // Repository and key come before the job: a wrong key is told at once, and a new one loudly.
-    app.repository(Use::BackUp).await?;
-    let place = app.settings().repository_place();
+    // Another Fettler has a repository of its own.
+    let place = match app.remote() {
+        Some(_) => None,
+        None => {
+            // Repository and key come before the job: a wrong key is told at once, and a new one loudly.
+            app.repository(Use::BackUp).await?;
+            Some(app.settings().repository_place())
+        }
+    };
     let arguments = BackupArguments {
-        place: BackupPlace(Some(place.clone())),
+        place: BackupPlace(place.clone()),
         exclude: args.exclude.clone(),
         max_bytes_per_second: args.max_rate,
         tags: args.tags.clone(),
@@ -50,7 +56,7 @@ pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
     let job = run::run(app, &asked).await?;
     let output: BackupOutput = result_of(&job)?;
     let proof = if args.prove {
-        Some(prove(app, &output, &asked, &place).await?)
+        Some(prove(app, &output, &asked, place.clone()).await?)
     } else {
         None
     };
@@ -60,6 +66,7 @@ pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
     if let Some(proof) = &proof {
         document["proof"] = json!(proof);
     }
+    let place = place.unwrap_or_default();
     app.output
         .result(&document, || text(&output, &place, proof.as_ref()));
     Ok(match proof {
@@ -72,10 +79,10 @@ async fn prove(
     app: &App,
     backup: &BackupOutput,
     asked: &Asked,
-    place: &str,
+    place: Option<String>,
 ) -> Result<ProveOutput, Failure> {
     let arguments = ProveArguments {
-        place: BackupPlace(Some(place.to_owned())),
+        place: BackupPlace(place),
         backup: backup.backup,
         sandbox: None,
     };

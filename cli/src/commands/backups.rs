@@ -13,6 +13,7 @@ use crate::{
     args::BackupsArgs,
     failure::{Exit, Failure, Outcome},
     output::table,
+    select,
     services::Use,
     units,
 };
@@ -89,6 +90,17 @@ impl Listed {
 
     /// A backup that only the list knows any more.
     fn gone(record: &BackupRecord) -> Self {
+        Self {
+            state: match record.state {
+                BackupState::Forgotten => BackupState::Forgotten,
+                _ => BackupState::Vanished,
+            },
+            ..Self::catalogued(record)
+        }
+    }
+
+    /// A backup as the catalogue has it.
+    fn catalogued(record: &BackupRecord) -> Self {
         let facts = &record.facts;
         Self {
             backup: facts.id,
@@ -103,10 +115,7 @@ impl Listed {
             streams: facts.streams,
             tags: facts.tags.clone(),
             held: false,
-            state: match record.state {
-                BackupState::Forgotten => BackupState::Forgotten,
-                _ => BackupState::Vanished,
-            },
+            state: record.state,
             proof: Proof::of(record),
         }
     }
@@ -154,7 +163,41 @@ pub(crate) async fn known(app: &App) -> Result<HashMap<BackupId, BackupRecord>, 
         .collect())
 }
 
+/// The list as the catalogue of another Fettler has it.
+async fn there(app: &App, args: &BackupsArgs) -> Outcome {
+    let database = match &args.database {
+        Some(name) => Some(select::existing_database(app, name.as_str()).await?.id),
+        None => None,
+    };
+    let mut states = vec![
+        BackupState::Complete,
+        BackupState::Damaged,
+        BackupState::Vanished,
+    ];
+    states.extend(args.all.then_some(BackupState::Forgotten));
+    let filter = BackupFilter {
+        tenant: Some(app.tenant().clone()),
+        database,
+        states,
+        limit: args.limit,
+        ..BackupFilter::default()
+    };
+    let records = app.desk().await?.backups(&filter).await?;
+    let document = Document {
+        repository: records
+            .first()
+            .map_or_else(String::new, |record| record.place.clone()),
+        backups: records.iter().map(Listed::catalogued).collect(),
+        unreadable: Vec::new(),
+    };
+    app.output.result(&document, || text(&document));
+    Ok(Exit::Done)
+}
+
 pub(crate) async fn run(app: &App, args: &BackupsArgs) -> Outcome {
+    if app.remote().is_some() {
+        return there(app, args).await;
+    }
     let place = app.settings().repository_place();
     let known = known(app).await?;
     let listing = match app.repository(Use::Read).await {

@@ -1,25 +1,32 @@
 //! `fettler database`: the databases that are looked after.
 
+use std::collections::BTreeMap;
+
 use fettler_ledger::{DatabaseChange, DatabaseRecord, DatabaseTerms};
 use fettler_model::{JobWindow, SecretReference};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::policy;
 use crate::{
     app::App,
-    args::{DatabaseAddArgs, DatabaseCommand, DatabaseEditArgs, DatabaseTermsArgs},
+    args::{
+        DatabaseAddArgs, DatabaseCommand, DatabaseEditArgs, DatabaseTermsArgs, ReferenceArg,
+        SandboxArgs,
+    },
+    desk::Desk,
     failure::{Exit, Failure, Outcome},
     output::{pairs, table},
+    remote::Remote,
     select, units,
 };
 
 pub(crate) async fn run(app: &App, command: &DatabaseCommand) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     match command {
         DatabaseCommand::Add(args) => add(app, args).await,
         DatabaseCommand::Edit(args) => edit(app, args).await,
         DatabaseCommand::List => {
-            let databases = ledger.databases(Some(app.tenant())).await?;
+            let databases = desk.databases(app.tenant()).await?;
             app.output.result(&json!({ "databases": databases }), || {
                 if databases.is_empty() {
                     return "No databases. `fettler database add NAME URL` adds one.".to_owned();
@@ -45,9 +52,18 @@ pub(crate) async fn run(app: &App, command: &DatabaseCommand) -> Outcome {
         }
         DatabaseCommand::Remove { name } => {
             let record = select::existing_database(app, name).await?;
-            ledger.remove_database(record.id).await?;
-            if let Some(SecretReference::Sealed(id)) = record.password {
-                ledger.remove_sealed(app.tenant(), id).await?;
+            match &desk {
+                Desk::Here(ledger) => {
+                    ledger.remove_database(record.id).await?;
+                    if let Some(SecretReference::Sealed(id)) = record.password {
+                        ledger.remove_sealed(app.tenant(), id).await?;
+                    }
+                }
+                Desk::There(remote) => {
+                    let path = format!("/api/v1/databases/{}", record.id);
+                    let (_, etag) = remote.get_marked::<DatabaseRecord>(&path).await?;
+                    remote.delete(&path, Some(&etag)).await?;
+                }
             }
             app.output.result(&json!({ "removed": record.name }), || {
                 format!(
@@ -60,7 +76,40 @@ pub(crate) async fn run(app: &App, command: &DatabaseCommand) -> Outcome {
     }
 }
 
+/// A place, a sandbox and a reference as they are sent: passwords are sealed on the other side.
+fn sent(
+    url: Option<&String>,
+    password: Option<&ReferenceArg>,
+    sandbox: &SandboxArgs,
+) -> Result<serde_json::Map<String, Value>, Failure> {
+    let mut body = serde_json::Map::new();
+    if let Some(url) = url {
+        body.insert("url".to_owned(), json!(select::absolute_place(url)?));
+    }
+    if let Some(reference) = password {
+        body.insert("password".to_owned(), json!(reference.get()?));
+    }
+    if let Some(sandbox) = select::sent_sandbox(sandbox)? {
+        body.insert("sandbox".to_owned(), sandbox);
+    }
+    Ok(body)
+}
+
 async fn add(app: &App, args: &DatabaseAddArgs) -> Outcome {
+    if let Some(remote) = app.remote() {
+        let mut body = sent(Some(&args.url), args.password.as_ref(), &args.sandbox)?;
+        body.insert("name".to_owned(), json!(args.name));
+        let labels: serde_json::Map<String, Value> = args
+            .labels
+            .iter()
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect();
+        body.insert("labels".to_owned(), labels.into());
+        let path = format!("/api/v1/databases?tenant={}", app.tenant());
+        let added: DatabaseRecord = remote.post(&path, &body.into()).await?;
+        app.output.result(&added, || added_text(&added));
+        return Ok(Exit::Done);
+    }
     let (url, secret) = select::place(&args.url)?;
     let password = select::password(app, args.password.as_ref(), secret.as_ref()).await?;
     let mut record = select::new_record(app, args.name.clone(), url, password);
@@ -72,17 +121,22 @@ async fn add(app: &App, args: &DatabaseAddArgs) -> Outcome {
         record.terms = terms;
     }
     let added = app.ledger().await?.add_database(&record).await?;
-    app.output.result(&added, || {
-        format!(
-            "Database {} is looked after now. `fettler preflight {}` says what its server allows.",
-            added.name, added.name
-        )
-    });
+    app.output.result(&added, || added_text(&added));
     Ok(Exit::Done)
+}
+
+fn added_text(added: &DatabaseRecord) -> String {
+    format!(
+        "Database {} is looked after now. `fettler preflight {}` says what its server allows.",
+        added.name, added.name
+    )
 }
 
 async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
     let record = select::existing_database(app, &args.name).await?;
+    if let Some(remote) = app.remote() {
+        return edit_there(app, remote, &record, args).await;
+    }
     let (url, secret) = match &args.url {
         Some(text) => {
             let (url, secret) = select::place(text)?;
@@ -97,17 +151,7 @@ async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
             .await?
             .map(Some)
     };
-    let changed_labels = (!args.labels.is_empty()).then(|| {
-        let mut labels = record.labels.clone();
-        for (name, value) in &args.labels {
-            if value.is_empty() {
-                labels.remove(name);
-            } else {
-                labels.insert(name.clone(), value.clone());
-            }
-        }
-        labels
-    });
+    let changed_labels = changed_labels(&record, args);
     let change = DatabaseChange {
         name: args.rename.clone(),
         url,
@@ -119,10 +163,7 @@ async fn edit(app: &App, args: &DatabaseEditArgs) -> Outcome {
         terms: terms(&record.terms, &args.terms)?,
     };
     if change == DatabaseChange::default() {
-        return Err(Failure::nothing(
-            format!("nothing of database {} is to be changed", record.name),
-            "`fettler database edit --help` shows what can be",
-        ));
+        return Err(nothing_changes(&record));
     }
     let replaces_password = change.password.is_some();
     let ledger = app.ledger().await?;
@@ -149,6 +190,58 @@ fn terms(now: &DatabaseTerms, args: &DatabaseTermsArgs) -> Result<Option<Databas
         }
     }
     Ok((terms != *now).then_some(terms))
+}
+
+/// The labels that a database is to have.
+fn changed_labels(
+    record: &DatabaseRecord,
+    args: &DatabaseEditArgs,
+) -> Option<BTreeMap<String, String>> {
+    (!args.labels.is_empty()).then(|| {
+        let mut labels = record.labels.clone();
+        for (name, value) in &args.labels {
+            if value.is_empty() {
+                labels.remove(name);
+            } else {
+                labels.insert(name.clone(), value.clone());
+            }
+        }
+        labels
+    })
+}
+
+/// The same through another Fettler.
+async fn edit_there(
+    app: &App,
+    remote: &Remote,
+    record: &DatabaseRecord,
+    args: &DatabaseEditArgs,
+) -> Outcome {
+    let mut body = sent(args.url.as_ref(), args.password.as_ref(), &args.sandbox)?;
+    if args.no_password {
+        body.insert("password".to_owned(), Value::Null);
+    }
+    if let Some(name) = &args.rename {
+        body.insert("name".to_owned(), json!(name));
+    }
+    if let Some(labels) = changed_labels(record, args) {
+        body.insert("labels".to_owned(), json!(labels));
+    }
+    if body.is_empty() {
+        return Err(nothing_changes(record));
+    }
+    let path = format!("/api/v1/databases/{}", record.id);
+    let (_, etag) = remote.get_marked::<DatabaseRecord>(&path).await?;
+    let changed: DatabaseRecord = remote.patch(&path, &body.into(), &etag).await?;
+    app.output.result(&changed, || text(&changed));
+    Ok(Exit::Done)
+}
+
+fn nothing_changes(record: &DatabaseRecord) -> Failure {
+    Failure::nothing(
+        format!("nothing of database {} is to be changed", record.name),
+        "`fettler database edit --help` shows what can be",
+    )
 }
 
 fn labels(record: &DatabaseRecord) -> String {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     app::App,
     args::{JobArg, JobsArgs, JobsCommand, JobsListArgs, JobsMatchArgs},
+    desk::Desk,
     failure::{Exit, Failure, Outcome},
     output::{pairs, table},
     run, select, units,
@@ -128,24 +129,21 @@ pub(crate) async fn run(app: &App, args: &JobsArgs) -> Outcome {
     }
 }
 
-async fn names(app: &App) -> Result<HashMap<DatabaseId, String>, Failure> {
-    Ok(app
-        .ledger()
-        .await?
-        .databases(Some(app.tenant()))
+async fn names(app: &App, desk: &Desk<'_>) -> Result<HashMap<DatabaseId, String>, Failure> {
+    Ok(desk
+        .databases(app.tenant())
         .await?
         .into_iter()
         .map(|record| (record.id, record.name.to_string()))
         .collect())
 }
 
-async fn find(app: &App, arg: &JobArg) -> Result<JobRecord, Failure> {
-    let ledger = app.ledger().await?;
-    Ok(ledger.find_job(Some(app.tenant()), &arg.job).await?)
+async fn find(app: &App, desk: &Desk<'_>, arg: &JobArg) -> Result<JobRecord, Failure> {
+    desk.find_job(app.tenant(), &arg.job).await
 }
 
 async fn list(app: &App, args: &JobsListArgs) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     let database = match &args.database {
         Some(name) => Some(select::existing_database(app, name).await?.id),
         None => None,
@@ -158,9 +156,9 @@ async fn list(app: &App, args: &JobsListArgs) -> Outcome {
         limit: args.limit,
         ..JobFilter::default()
     };
-    let names = names(app).await?;
-    let since = ledger.now().await?.minus(RECENT);
-    let jobs: Vec<Shown> = ledger
+    let names = names(app, &desk).await?;
+    let since = desk.now().await?.minus(RECENT);
+    let jobs: Vec<Shown> = desk
         .jobs(&filter)
         .await?
         .into_iter()
@@ -210,12 +208,12 @@ async fn list(app: &App, args: &JobsListArgs) -> Outcome {
 }
 
 async fn show(app: &App, arg: &JobArg) -> Outcome {
-    let ledger = app.ledger().await?;
-    let record = find(app, arg).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
     let id = record.id;
-    let attempts = ledger.attempts(id).await?;
-    let log = ledger.log_lines(id, 0).await?;
-    let shown = Shown::of(record, &names(app).await?);
+    let attempts = desk.attempts(id).await?;
+    let log = desk.log_lines(id).await?;
+    let shown = Shown::of(record, &names(app, &desk).await?);
     let mut document = json!(shown);
     document["attempt_list"] = json!(attempts);
     document["log"] = json!(log);
@@ -328,12 +326,13 @@ fn text(job: &Shown) -> String {
 }
 
 async fn watch(app: &App, arg: &JobArg) -> Outcome {
-    let record = find(app, arg).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
     let title = format!("{} {}", record.kind, record.id.short());
     let ended = run::watch_only(app, record.id, &title).await?;
     let state = ended.state;
     let problem = ended.problem.clone();
-    let shown = Shown::of(ended, &names(app).await?);
+    let shown = Shown::of(ended, &names(app, &desk).await?);
     app.output.result(&shown, || {
         format!("Job {} is {}.", shown.id.short(), shown.state)
     });
@@ -348,8 +347,9 @@ async fn watch(app: &App, arg: &JobArg) -> Outcome {
 }
 
 async fn cancel(app: &App, arg: &JobArg) -> Outcome {
-    let record = find(app, arg).await?;
-    let outcome = app.ledger().await?.request_cancel(record.id).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
+    let outcome = desk.cancel(record.id).await?;
     let short = record.id.short();
     let (word, text, exit) = match outcome {
         CancelOutcome::Cancelled => (
@@ -368,7 +368,7 @@ async fn cancel(app: &App, arg: &JobArg) -> Outcome {
             Exit::Nothing,
         ),
     };
-    if outcome == CancelOutcome::Requested {
+    if outcome == CancelOutcome::Requested && app.remote().is_none() {
         // The process that runs it hears of it at once instead of with its next heartbeat.
         if let Err(error) = app.socket().wake().await {
             tracing::debug!(%error, "no other process was woken");
@@ -380,10 +380,16 @@ async fn cancel(app: &App, arg: &JobArg) -> Outcome {
 }
 
 async fn retry(app: &App, arg: &JobArg) -> Outcome {
-    let record = find(app, arg).await?;
-    let submitted = app.ledger().await?.retry(record.id).await?;
-    app.push(submitted.job).await?;
-    let is_up = run::is_up(app).await;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
+    let submitted = desk.retry(record.id).await?;
+    let is_up = match app.remote() {
+        Some(_) => true,
+        None => {
+            app.push(submitted.job).await?;
+            run::is_up(app).await
+        }
+    };
     app.output.result(
         &json!({ "job": submitted.job, "retry_of": record.id, "existing": submitted.existing }),
         || {
@@ -494,12 +500,13 @@ async fn replay(app: &App, args: &JobsMatchArgs) -> Outcome {
 }
 
 async fn priority(app: &App, arg: &JobArg, priority: Priority) -> Outcome {
-    let record = find(app, arg).await?;
+    let desk = app.desk().await?;
+    let record = find(app, &desk, arg).await?;
     let ledger = app.ledger().await?;
     let readied = ledger.readied();
     let changed = ledger.set_priority(record.id, priority).await?;
     app.push_readied(readied).await?;
-    let shown = Shown::of(changed, &names(app).await?);
+    let shown = Shown::of(changed, &names(app, &desk).await?);
     app.output.result(&shown, || {
         let capped = if shown.priority == priority {
             ""

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod api;
 mod backup;
 mod backups;
 mod catalogue;
@@ -23,6 +24,7 @@ mod prove;
 mod restore;
 mod show;
 mod tenant;
+mod token;
 pub(crate) mod up;
 mod verify;
 mod worker;
@@ -31,13 +33,20 @@ use crate::{
     app::App,
     args::{CatalogueCommand, Command},
     demo,
-    failure::{Exit, Outcome},
+    failure::{Exit, Failure, Outcome},
 };
 
+pub(crate) use policy::refused as refused_policy;
 pub(crate) use prove::proof_text;
 
 /// Runs a command.
 pub(crate) async fn run(app: &App, command: Command) -> Outcome {
+    if app.remote().is_some() && !asks_another(&command) {
+        return Err(Failure::usage(
+            "this command works on this machine, and `--server` asks another one",
+            "leave `--server` (or FETTLER_SERVER) out, or run it there",
+        ));
+    }
     match command {
         Command::Demo(args) => demo::run(app, &args).await,
         Command::Backup(args) => backup::run(app, &args).await,
@@ -66,9 +75,29 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome {
         Command::Preflight(args) => preflight::run(app, &args).await,
         Command::Worker(args) => worker::run(app, &args).await,
         Command::Scheduler(args) => up::scheduler(app, &args).await,
+        Command::Api(_) => up::api(app).await,
+        Command::Token(command) => token::run(app, &command).await,
         // They were run before there were settings.
         Command::Config(_) | Command::Completions(_) => Ok(Exit::Done),
     }
+}
+
+/// Whether a command can be asked of another Fettler.
+const fn asks_another(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Backup(_)
+            | Command::Backups(_)
+            | Command::Verify(_)
+            | Command::Prove(_)
+            | Command::Restore(_)
+            | Command::Tenant(_)
+            | Command::Database(_)
+            | Command::Policy(_)
+            | Command::Jobs(_)
+            | Command::Token(_)
+            | Command::Kinds(_)
+    )
 }
 
 /// A job's result as the type that its kind gives.

@@ -1,5 +1,6 @@
 //! `fettler policy`: what is done by itself, and when.
 
+use fettler_api::http::PolicyDocument;
 use fettler_jobs::Registry;
 use fettler_ledger::{DatabaseRecord, PolicyChange, PolicyRecord, TickRecord};
 use fettler_model::{
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     app::App,
     args::{PolicyAddArgs, PolicyCommand, PolicyEditArgs, PolicyFields, PolicyNextArgs},
+    desk::Desk,
     failure::{Exit, Failure, Outcome},
     output::{pairs, plain, table},
     select, units,
@@ -40,9 +42,16 @@ pub(crate) async fn run(app: &App, command: &PolicyCommand) -> Outcome {
         PolicyCommand::List => list(app).await,
         PolicyCommand::Show { name } => show(app, name).await,
         PolicyCommand::Remove { name } => {
-            let ledger = app.ledger().await?;
-            let policy = ledger.find_policy(app.tenant(), name).await?;
-            ledger.remove_policy(policy.id).await?;
+            let desk = app.desk().await?;
+            let policy = desk.policy(app.tenant(), name, 0).await?.policy;
+            match &desk {
+                Desk::Here(ledger) => ledger.remove_policy(policy.id).await?,
+                Desk::There(remote) => {
+                    let path = format!("/api/v1/policies/{}", policy.id);
+                    let (_, etag) = remote.get_marked::<PolicyDocument>(&path).await?;
+                    remote.delete(&path, Some(&etag)).await?;
+                }
+            }
             app.output.result(&json!({ "removed": policy.name }), || {
                 format!("Policy {} is gone. Its jobs and backups stay.", policy.name)
             });
@@ -53,7 +62,7 @@ pub(crate) async fn run(app: &App, command: &PolicyCommand) -> Outcome {
 }
 
 /// What is wrong with what a policy says: how it was asked for.
-fn refused(error: InvalidPolicy) -> Failure {
+pub(crate) fn refused(error: InvalidPolicy) -> Failure {
     let problem = match error {
         InvalidPolicy::Calendar(error) => error.into(),
         InvalidPolicy::Window(error) => fettler_model::Problem::permanent(
@@ -69,7 +78,7 @@ fn refused(error: InvalidPolicy) -> Failure {
 }
 
 async fn add(app: &App, args: &PolicyAddArgs) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     let database = match &args.database {
         Some(text) => Some(select::existing_database(app, text).await?),
         None => None,
@@ -96,20 +105,30 @@ async fn add(app: &App, args: &PolicyAddArgs) -> Outcome {
     };
     apply(&mut spec, &args.fields)?;
     let plan = checked(&spec, database.as_ref())?;
-    let now = ledger.now().await?;
-    let record = ledger
-        .add_policy(&PolicyRecord {
-            id: PolicyId::new(),
-            tenant: app.tenant().clone(),
-            name,
-            database: database.as_ref().map(|record| record.id),
-            next_due: next_due(&spec, &plan, now),
-            spec,
-            last_job: None,
-            created: now,
-        })
-        .await?;
-    let is_up = crate::run::is_up(app).await;
+    let now = desk.now().await?;
+    let database_id = database.as_ref().map(|record| record.id);
+    let (record, is_up) = match &desk {
+        Desk::Here(ledger) => {
+            let record = PolicyRecord {
+                id: PolicyId::new(),
+                tenant: app.tenant().clone(),
+                name,
+                database: database_id,
+                next_due: next_due(&spec, &plan, now),
+                spec,
+                last_job: None,
+                created: now,
+            };
+            let added = ledger.add_policy(&record).await?;
+            (added, crate::run::is_up(app).await)
+        }
+        Desk::There(remote) => {
+            let body = json!({"name": name, "database": database_id, "spec": spec});
+            let path = format!("/api/v1/policies?tenant={}", app.tenant());
+            let document: PolicyDocument = remote.post(&path, &body).await?;
+            (document.policy, true)
+        }
+    };
     let shown = Shown {
         database_name: database.map(|record| record.name.to_string()),
         record,
@@ -235,8 +254,8 @@ fn next_due(spec: &PolicySpec, plan: &PolicyPlan, now: Timestamp) -> Option<Time
 }
 
 async fn edit(app: &App, args: &PolicyEditArgs) -> Outcome {
-    let ledger = app.ledger().await?;
-    let policy = ledger.find_policy(app.tenant(), &args.name).await?;
+    let desk = app.desk().await?;
+    let policy = desk.policy(app.tenant(), &args.name, 0).await?.policy;
     let database = database_of(app, policy.database).await?;
     let mut spec = policy.spec.clone();
     if let Some(cron) = &args.cron {
@@ -254,17 +273,31 @@ async fn edit(app: &App, args: &PolicyEditArgs) -> Outcome {
         ));
     }
     let plan = checked(&spec, database.as_ref())?;
-    let now = ledger.now().await?;
+    let now = desk.now().await?;
     let is_rescheduled = spec.cron != policy.spec.cron
         || spec.time_zone != policy.spec.time_zone
         || spec.paused != policy.spec.paused;
-    let change = PolicyChange {
-        name: args.rename.clone(),
-        database: None,
-        next_due: is_rescheduled.then(|| next_due(&spec, &plan, now)),
-        spec: Some(spec),
+    let record = match &desk {
+        Desk::Here(ledger) => {
+            let change = PolicyChange {
+                name: args.rename.clone(),
+                database: None,
+                next_due: is_rescheduled.then(|| next_due(&spec, &plan, now)),
+                spec: Some(spec),
+            };
+            ledger.edit_policy(policy.id, change).await?
+        }
+        Desk::There(remote) => {
+            let mut body = json!({"spec": spec});
+            if let Some(name) = &args.rename {
+                body["name"] = json!(name);
+            }
+            let path = format!("/api/v1/policies/{}", policy.id);
+            let (_, etag) = remote.get_marked::<PolicyDocument>(&path).await?;
+            let document: PolicyDocument = remote.patch(&path, &body, &etag).await?;
+            document.policy
+        }
     };
-    let record = ledger.edit_policy(policy.id, change).await?;
     let shown = Shown {
         database_name: database.map(|record| record.name.to_string()),
         record,
@@ -275,16 +308,19 @@ async fn edit(app: &App, args: &PolicyEditArgs) -> Outcome {
 
 async fn database_of(app: &App, id: Option<DatabaseId>) -> Result<Option<DatabaseRecord>, Failure> {
     match id {
-        Some(id) => Ok(Some(app.ledger().await?.database(id).await?)),
+        Some(id) => {
+            let desk = app.desk().await?;
+            desk.find_database(app.tenant(), &id.to_string()).await
+        }
         None => Ok(None),
     }
 }
 
 async fn list(app: &App) -> Outcome {
-    let ledger = app.ledger().await?;
-    let databases = ledger.databases(Some(app.tenant())).await?;
-    let policies: Vec<Shown> = ledger
-        .policies(Some(app.tenant()))
+    let desk = app.desk().await?;
+    let databases = desk.databases(app.tenant()).await?;
+    let policies: Vec<Shown> = desk
+        .policies(app.tenant())
         .await?
         .into_iter()
         .map(|record| Shown {
@@ -324,15 +360,13 @@ async fn list(app: &App) -> Outcome {
 }
 
 async fn show(app: &App, name: &str) -> Outcome {
-    let ledger = app.ledger().await?;
-    let record = ledger.find_policy(app.tenant(), name).await?;
+    let desk = app.desk().await?;
+    let PolicyDocument {
+        policy: record,
+        upcoming,
+        ticks,
+    } = desk.policy(app.tenant(), name, SHOWN_TIMES).await?;
     let database = database_of(app, record.database).await?;
-    let ticks = ledger.ticks(record.id, SHOWN_TIMES).await?;
-    let plan = PolicyPlan::read(&record.spec).map_err(refused)?;
-    let upcoming: Vec<Timestamp> = plan
-        .upcoming(ledger.now().await?)
-        .take(SHOWN_TIMES)
-        .collect();
     let shown = Shown {
         database_name: database.map(|record| record.name.to_string()),
         record,
@@ -469,11 +503,11 @@ async fn next(app: &App, args: &PolicyNextArgs) -> Outcome {
         // An expression needs no ledger.
         all.push(of(None, &parse(cron, &args.time_zone)?, Timestamp::now()));
     } else {
-        let ledger = app.ledger().await?;
-        let now = ledger.now().await?;
+        let desk = app.desk().await?;
+        let now = desk.now().await?;
         let policies = match &args.name {
-            Some(name) => vec![ledger.find_policy(app.tenant(), name).await?],
-            None => ledger.policies(Some(app.tenant())).await?,
+            Some(name) => vec![desk.policy(app.tenant(), name, 0).await?.policy],
+            None => desk.policies(app.tenant()).await?,
         };
         for policy in policies {
             let calendar = parse(&policy.spec.cron, &policy.spec.time_zone)?;

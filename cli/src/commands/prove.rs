@@ -1,14 +1,14 @@
 //! `fettler prove`: shows that a backup restores.
 
 use fettler_jobs::{BackupPlace, ProveArguments, ProveOutput};
-use fettler_model::ProofVerdict;
-use serde_json::json;
+use fettler_model::{BackupId, DatabaseId, ProofVerdict};
+use serde_json::{Value, json};
 
 use crate::{
     app::App,
     args::{ProveArgs, SandboxArgs},
     commands::{catalogue, result_of},
-    failure::{Exit, Outcome},
+    failure::{Exit, Failure, Outcome},
     run::{self, Asked},
     select,
     services::Use,
@@ -16,30 +16,25 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &ProveArgs) -> Outcome {
-    let repository = app.repository(Use::Read).await?;
-    let backup = select::backup(&repository, &args.backup.backup).await?;
-    catalogue::complete(app, &repository).await?;
-    let sandbox = select::sandbox(
-        app,
-        &SandboxArgs {
-            sandbox: args.sandbox.clone(),
-            sandbox_password: args.sandbox_password.clone(),
-        },
-    )
-    .await?;
-    // Its record says where its proofs go; a backup of a database that is not known has none.
-    let database = select::known_database(app, &backup.database_name).await?;
-    let arguments = ProveArguments {
-        place: BackupPlace(Some(app.settings().repository_place())),
-        backup: backup.id,
-        sandbox,
+    let sandbox_args = SandboxArgs {
+        sandbox: args.sandbox.clone(),
+        sandbox_password: args.sandbox_password.clone(),
+    };
+    let (backup, database, arguments) = match app.remote() {
+        Some(remote) => {
+            let backup = select::backup_there(app, remote, &args.backup.backup).await?;
+            let sandbox = select::sent_sandbox(&sandbox_args)?;
+            let arguments = json!({"backup": backup.facts.id, "sandbox": sandbox});
+            (backup.facts.id, backup.facts.database, arguments)
+        }
+        None => here(app, args, &sandbox_args).await?,
     };
     let asked = Asked {
         kind: "prove",
-        database: database.map(|record| record.id),
-        arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
+        database,
+        arguments,
         tags: Vec::new(),
-        title: format!("prove {}", backup.id.short()),
+        title: format!("prove {}", backup.short()),
     };
     if args.detach.detach {
         return run::detach(app, &asked).await;
@@ -54,6 +49,26 @@ pub(crate) async fn run(app: &App, args: &ProveArgs) -> Outcome {
     } else {
         Exit::FoundWrong
     })
+}
+
+/// What is asked of this folder's own repository.
+async fn here(
+    app: &App,
+    args: &ProveArgs,
+    sandbox: &SandboxArgs,
+) -> Result<(BackupId, Option<DatabaseId>, Value), Failure> {
+    let repository = app.repository(Use::Read).await?;
+    let backup = select::backup(&repository, &args.backup.backup).await?;
+    catalogue::complete(app, &repository).await?;
+    // Its record says where its proofs go; a backup of a database that is not known has none.
+    let database = select::known_database(app, &backup.database_name).await?;
+    let arguments = ProveArguments {
+        place: BackupPlace(Some(app.settings().repository_place())),
+        backup: backup.id,
+        sandbox: select::sandbox(app, sandbox).await?,
+    };
+    let arguments = serde_json::to_value(arguments).expect("arguments are plain data");
+    Ok((backup.id, database.map(|record| record.id), arguments))
 }
 
 /// What a proof says, for people.

@@ -1,13 +1,14 @@
 //! `fettler restore`: puts a backup back.
 
 use fettler_jobs::{BackupPlace, RestoreArguments, RestoreOutput};
-use serde_json::json;
+use fettler_model::BackupId;
+use serde_json::{Value, json};
 
 use crate::{
     app::App,
     args::RestoreArgs,
     commands::result_of,
-    failure::{Exit, Outcome},
+    failure::{Exit, Failure, Outcome},
     output::pairs,
     run::{self, Asked},
     select,
@@ -16,25 +17,29 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Outcome {
-    let (to, secret) = select::place(&args.to)?;
-    let repository = app.repository(Use::Read).await?;
-    let backup = select::backup(&repository, &args.backup.backup).await?;
-    let password = select::password(app, args.password.as_ref(), secret.as_ref()).await?;
-    let arguments = RestoreArguments {
-        place: BackupPlace(Some(app.settings().repository_place())),
-        backup: backup.id,
-        to: to.clone(),
-        password,
-        only: args.only.clone(),
-        overwrite: args.overwrite,
-        start_again: args.start_again,
+    let (backup, arguments) = match app.remote() {
+        Some(remote) => {
+            let backup = select::backup_there(app, remote, &args.backup.backup).await?;
+            let mut arguments = json!({
+                "backup": backup.facts.id,
+                "to": select::absolute_place(&args.to)?,
+                "only": args.only,
+                "overwrite": args.overwrite,
+                "start_again": args.start_again,
+            });
+            if let Some(reference) = &args.password {
+                arguments["password"] = json!(reference.get()?);
+            }
+            (backup.facts.id, arguments)
+        }
+        None => here(app, args).await?,
     };
     let asked = Asked {
         kind: "restore",
         database: None,
-        arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
+        arguments,
         tags: Vec::new(),
-        title: format!("restore {}", backup.id.short()),
+        title: format!("restore {}", backup.short()),
     };
     if args.detach.detach {
         return run::detach(app, &asked).await;
@@ -49,6 +54,25 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Outcome {
     } else {
         Exit::FoundWrong
     })
+}
+
+/// What is asked of this folder's own repository.
+async fn here(app: &App, args: &RestoreArgs) -> Result<(BackupId, Value), Failure> {
+    let (to, secret) = select::place(&args.to)?;
+    let repository = app.repository(Use::Read).await?;
+    let backup = select::backup(&repository, &args.backup.backup).await?;
+    let password = select::password(app, args.password.as_ref(), secret.as_ref()).await?;
+    let arguments = RestoreArguments {
+        place: BackupPlace(Some(app.settings().repository_place())),
+        backup: backup.id,
+        to,
+        password,
+        only: args.only.clone(),
+        overwrite: args.overwrite,
+        start_again: args.start_again,
+    };
+    let arguments = serde_json::to_value(arguments).expect("arguments are plain data");
+    Ok((backup.id, arguments))
 }
 
 fn text(restored: &RestoreOutput) -> String {

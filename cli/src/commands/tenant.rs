@@ -14,15 +14,15 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, command: &TenantCommand) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     match command {
         TenantCommand::Add { name } => {
-            let added = ledger.add_tenant(name).await?;
+            let added = desk.add_tenant(name).await?;
             app.output
                 .result(&added, || format!("Tenant {name} is there now."));
         }
         TenantCommand::List => {
-            let tenants = ledger.tenants().await?;
+            let tenants = desk.tenants().await?;
             app.output.result(&json!({ "tenants": tenants }), || {
                 table(
                     &["tenant", "weight", "priority up to", "since"],
@@ -50,12 +50,12 @@ pub(crate) async fn run(app: &App, command: &TenantCommand) -> Outcome {
                 priority_ceiling: priority_ceiling.map(Into::into),
             };
             if change != TenantChange::default() {
-                ledger.edit_tenant(name, change).await?;
+                app.ledger().await?.edit_tenant(name, change).await?;
             }
             show(app, name).await?;
         }
         TenantCommand::Remove { name } => {
-            ledger.remove_tenant(name).await?;
+            desk.remove_tenant(name).await?;
             app.output.result(&json!({ "removed": name }), || {
                 format!("Tenant {name} is gone.")
             });
@@ -65,11 +65,29 @@ pub(crate) async fn run(app: &App, command: &TenantCommand) -> Outcome {
 }
 
 async fn show(app: &App, name: &TenantId) -> Outcome {
-    let ledger = app.ledger().await?;
-    let tenant = ledger.tenant(name).await?;
+    let desk = app.desk().await?;
+    let tenant = desk.tenant(name).await?;
+    let databases = desk.databases(name).await?;
+    let policies = desk.policies(name).await?;
+    if app.remote().is_some() {
+        // Its settings are the other side's own.
+        let document = json!({
+            "id": tenant.id,
+            "created": tenant.created,
+            "databases": databases.len(),
+            "policies": policies.len(),
+        });
+        app.output.result(&document, || {
+            pairs(&[
+                ("tenant", tenant.id.to_string()),
+                ("since", units::moment(tenant.created)),
+                ("databases", databases.len().to_string()),
+                ("policies", policies.len().to_string()),
+            ])
+        });
+        return Ok(Exit::Done);
+    }
     let settings = app.services().await?.settings_of(name)?;
-    let databases = ledger.databases(Some(name)).await?;
-    let policies = ledger.policies(Some(name)).await?;
     let overlay = app
         .loaded
         .files

@@ -1,9 +1,9 @@
 //! The services, each until it is stopped: `fettler up` (scheduler, worker and socket in one process, for one folder), and
-//! the roles of a fleet, `fettler worker` and `fettler scheduler`, as many processes of each as there are to be.
+//! the roles of a fleet, `fettler worker`, `fettler scheduler` and `fettler api`, as many processes of each as there are to be.
 
 use std::{sync::Arc, time::Duration};
 
-use fettler_api::{Probes, Ready, Socket};
+use fettler_api::{LiveProgress, Probes, Ready, Socket, http::HttpServer};
 use fettler_jobs::Registry;
 use fettler_model::Problem;
 use fettler_scheduler::{Scheduler, SchedulerOptions};
@@ -12,6 +12,7 @@ use fettler_worker::Worker;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::api::{self, OwnToken};
 use crate::{
     app::App,
     args::{ProbesArg, SchedulerArgs, UpArgs, WorkerArgs},
@@ -23,8 +24,28 @@ use crate::{
 
 pub(crate) async fn run(app: &App, args: &UpArgs) -> Outcome {
     let signals = Signals::listen()?;
-    let up = Up::start(app, !args.no_scheduler).await?;
-    let what = format!("fettler is up in {}", app.settings().folder.display());
+    let address = args.listen.as_ref().or(app.settings().api.listen.as_ref());
+    let up = Up::start(app, !args.no_scheduler, address.map(String::as_str)).await?;
+    let mut what = format!("fettler is up in {}", app.settings().folder.display());
+    if let (Some(url), Some(token)) = (&up.url, &up.token) {
+        what.push_str(&format!(
+            " and answers at {url} (token in {})",
+            token.file().display()
+        ));
+    }
+    serve(app, up, signals, &what).await
+}
+
+/// The HTTP interface of a fleet.
+pub(crate) async fn api(app: &App) -> Outcome {
+    let signals = Signals::listen()?;
+    let mut up = Up::empty();
+    // What it submits is pushed by the queue that listens to this process's ledger, after the answer (rule 14).
+    app.queue().await?;
+    let address = app.settings().api.listen.as_deref();
+    let server = api::open(app, address.unwrap_or(api::USUAL_ADDRESS)).await?;
+    let what = format!("Fettler answers at {}", server.url());
+    up.add_api(app, server, None).await?;
     serve(app, up, signals, &what).await
 }
 
@@ -82,6 +103,10 @@ pub(crate) struct Up {
     /// Stops the socket, which answers until the jobs have stopped.
     close: CancellationToken,
     worker: Option<tokio::task::Id>,
+    /// Where the HTTP interface answers.
+    url: Option<String>,
+    /// The token of this folder's commands.
+    token: Option<OwnToken>,
     /// Held for as long as this runs.
     lock: Option<UpLock>,
 }
@@ -93,18 +118,29 @@ impl Up {
             drain: CancellationToken::new(),
             close: CancellationToken::new(),
             worker: None,
+            url: None,
+            token: None,
             lock: None,
         }
     }
 
     /// Starts all parts. Nothing else may run the folder.
-    pub(crate) async fn start(app: &App, with_scheduler: bool) -> Result<Self, Failure> {
+    pub(crate) async fn start(
+        app: &App,
+        with_scheduler: bool,
+        listen: Option<&str>,
+    ) -> Result<Self, Failure> {
         let mut up = Self::empty();
         up.lock = Some(UpLock::take(&app.settings().folder)?);
         let ledger = app.ledger().await?.clone();
         let worker = run::worker(app).await?.build();
         let live = worker.live_progress();
         let socket = Socket::open(&app.settings().socket())?;
+        if let Some(address) = listen {
+            let server = api::open(app, address).await?;
+            up.token = Some(OwnToken::leave(app, &server.url()).await?);
+            up.add_api(app, server, Some(live.clone())).await?;
+        }
         let stop = up.close.clone();
         up.parts.spawn(async move {
             socket
@@ -117,6 +153,26 @@ impl Up {
         }
         up.add_worker(worker);
         Ok(up)
+    }
+
+    async fn add_api(
+        &mut self,
+        app: &App,
+        server: HttpServer,
+        live: Option<LiveProgress>,
+    ) -> Result<(), Failure> {
+        self.url = Some(server.url());
+        let ledger = app.ledger().await?.clone();
+        let surroundings = api::surroundings(app).await?;
+        let registry = Arc::new(Registry::standard());
+        let stop = self.drain.clone();
+        self.parts.spawn(async move {
+            server
+                .serve(ledger, registry, surroundings, live, stop)
+                .await;
+            Ok(())
+        });
+        Ok(())
     }
 
     async fn add_scheduler(&mut self, app: &App, probes: &ProbesArg) -> Result<(), Failure> {
@@ -190,6 +246,15 @@ impl Up {
     /// Runs until a signal, or until a part fails; then stops all in good order: the jobs stop at
     /// their next checkpoint and go back. A second Ctrl-C leaves at once.
     pub(crate) async fn until(mut self, signals: &mut Signals, app: &App) -> Result<(), Failure> {
+        let token = self.token.take();
+        let ended = self.ended(signals, app).await;
+        if let Some(token) = token {
+            token.take_away(app).await;
+        }
+        ended
+    }
+
+    async fn ended(mut self, signals: &mut Signals, app: &App) -> Result<(), Failure> {
         let mut asked = false;
         let mut ended = Ok(());
         loop {

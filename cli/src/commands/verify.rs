@@ -16,12 +16,21 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
-    let repository = app.repository(Use::Read).await?;
-    let backup = select::backup(&repository, &args.backup.backup).await?;
-    catalogue::complete(app, &repository).await?;
+    let (backup, place) = match app.remote() {
+        Some(remote) => {
+            let backup = select::backup_there(app, remote, &args.backup.backup).await?;
+            (backup.facts.id, None)
+        }
+        None => {
+            let repository = app.repository(Use::Read).await?;
+            let backup = select::backup(&repository, &args.backup.backup).await?;
+            catalogue::complete(app, &repository).await?;
+            (backup.id, Some(app.settings().repository_place()))
+        }
+    };
     let arguments = VerifyArguments {
-        place: BackupPlace(Some(app.settings().repository_place())),
-        backup: backup.id,
+        place: BackupPlace(place),
+        backup,
         sample_percent: args.sample,
     };
     let asked = Asked {
@@ -29,7 +38,7 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
         database: None,
         arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
         tags: Vec::new(),
-        title: format!("verify {}", backup.id.short()),
+        title: format!("verify {}", backup.short()),
     };
     if args.detach.detach {
         return run::detach(app, &asked).await;

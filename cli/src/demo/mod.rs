@@ -149,7 +149,7 @@ async fn show(app: &App, args: &DemoArgs, folder: &Path) -> Outcome {
     app.output
         .notice(&format!("A fleet of one process, in {}.", folder.display()));
     app.repository(Use::BackUp).await?;
-    let up = Up::start(app, true).await?;
+    let up = Up::start(app, true, None).await?;
     let shown = steps(app, args, folder).await;
     let (steps, database, same) = match shown {
         Ok(shown) => shown,

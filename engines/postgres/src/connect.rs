@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -123,9 +124,17 @@ async fn connect_once(
             log_in(params, &config, socket, NoTls, Shown::default()).await
         }
         Host::Tcp(name) => {
-            let socket = TcpStream::connect((name.as_str(), port))
-                .await
-                .map_err(|error| unreachable(params, error))?;
+            let socket = if params.addresses.is_empty() {
+                TcpStream::connect((name.as_str(), port)).await
+            } else {
+                let addresses: Vec<SocketAddr> = params
+                    .addresses
+                    .iter()
+                    .map(|address| SocketAddr::new(*address, port))
+                    .collect();
+                TcpStream::connect(addresses.as_slice()).await
+            }
+            .map_err(|error| unreachable(params, error))?;
             socket
                 .set_nodelay(true)
                 .map_err(|error| unreachable(params, error))?;

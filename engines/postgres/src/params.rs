@@ -4,6 +4,7 @@
 
 use std::{
     env, fs,
+    net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -53,6 +54,9 @@ impl SslMode {
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
     pub(crate) hosts: Vec<(Host, u16)>,
+    /// The addresses to connect to in the stead of the host's name, as libpq's `hostaddr`; the name is what a
+    /// certificate is compared with.
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) user: String,
     pub(crate) database: String,
     password: Option<Secret>,
@@ -107,6 +111,17 @@ impl Params {
                 .collect(),
             None => vec![(default_host(default_port), default_port)],
         };
+        let addresses = query("hostaddr")
+            .map(|text| {
+                text.split(',')
+                    .map(|one| {
+                        one.parse()
+                            .map_err(|_| invalid(format!("{one:?} is not an address")))
+                    })
+                    .collect::<Result<Vec<IpAddr>, _>>()
+            })
+            .transpose()?
+            .unwrap_or_default();
         let user = query("user")
             .or_else(|| decoded(url.username()))
             .or_else(|| env("PGUSER"))
@@ -145,6 +160,7 @@ impl Params {
             .map_or(DEFAULT_CONNECT_TIMEOUT, Duration::from_secs);
         let mut params = Self {
             hosts,
+            addresses,
             user,
             database,
             password: target.password.clone(),
@@ -213,9 +229,12 @@ impl Params {
         &self,
         application_name: &str,
     ) -> Vec<(&'static str, Option<String>)> {
+        // libpq wants as many names and ports as addresses.
+        let repeated = self.addresses.len().max(1);
         let (hosts, ports): (Vec<String>, Vec<String>) = self
             .hosts
             .iter()
+            .flat_map(|host| std::iter::repeat_n(host, repeated))
             .map(|(host, port)| match host {
                 Host::Tcp(name) => (name.clone(), port.to_string()),
                 Host::Unix(folder) => (folder.display().to_string(), port.to_string()),
@@ -247,7 +266,14 @@ impl Params {
                 Some(self.connect_timeout.as_secs().max(2).to_string()),
             ),
             ("PGCLIENTENCODING", None),
-            ("PGHOSTADDR", None),
+            (
+                "PGHOSTADDR",
+                (!self.addresses.is_empty()).then(|| {
+                    let list: Vec<String> =
+                        self.addresses.iter().map(ToString::to_string).collect();
+                    list.join(",")
+                }),
+            ),
             ("PGSERVICE", None),
             ("PGSERVICEFILE", None),
             ("PGTARGETSESSIONATTRS", None),

@@ -1,0 +1,303 @@
+//! Where a command looks and what it changes: the ledger of this folder, or another Fettler over HTTP
+//! (`--server`). Both give the same records, so that a command prints the same whichever it asked.
+
+use fettler_api::http::{
+    Accepted, AttemptList, CancelAnswer, CancelWord, LogPage, PolicyDocument, TokenList,
+};
+use fettler_ledger::{
+    AttemptRecord, BackupFilter, BackupRecord, CancelOutcome, DatabaseRecord, JobFilter, JobRecord,
+    Ledger, LedgerError, LogLine, PolicyRecord, Submitted, TenantRecord, TokenRecord,
+};
+use fettler_model::{JobId, TenantId, Timestamp, TokenId};
+use fettler_scheduler::PolicyPlan;
+use serde_json::{Value, json};
+
+use crate::{
+    failure::Failure,
+    remote::{Remote, escaped},
+};
+
+/// More rows than a command prints.
+const MOST: usize = 10_000;
+/// As many lines as a job's log keeps.
+const MOST_LINES: usize = 10_000;
+
+/// Here or there.
+pub(crate) enum Desk<'a> {
+    /// The ledger of this folder.
+    Here(&'a Ledger),
+    /// Another Fettler.
+    There(&'a Remote),
+}
+
+fn of(tenant: &TenantId) -> Vec<(&'static str, String)> {
+    vec![("tenant", tenant.to_string())]
+}
+
+fn words<T>(all: &[T], word: impl Fn(&T) -> &'static str) -> String {
+    all.iter().map(word).collect::<Vec<_>>().join(",")
+}
+
+impl Desk<'_> {
+    /// Now: by the ledger's clock, or by this machine's where the ledger is elsewhere.
+    pub(crate) async fn now(&self) -> Result<Timestamp, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.now().await?),
+            Self::There(_) => Ok(Timestamp::now()),
+        }
+    }
+
+    // --- jobs ---
+
+    pub(crate) async fn jobs(&self, filter: &JobFilter) -> Result<Vec<JobRecord>, Failure> {
+        let remote = match self {
+            Self::Here(ledger) => return Ok(ledger.jobs(filter).await?),
+            Self::There(remote) => remote,
+        };
+        let mut query = Vec::new();
+        if let Some(tenant) = &filter.tenant {
+            query.push(("tenant", tenant.to_string()));
+        }
+        if !filter.states.is_empty() {
+            query.push(("state", words(&filter.states, |state| state.as_str())));
+        }
+        if let Some(kind) = &filter.kind {
+            query.push(("kind", kind.to_string()));
+        }
+        if let Some(database) = filter.database {
+            query.push(("database", database.to_string()));
+        }
+        remote
+            .list("/api/v1/jobs", &query, filter.limit.max(1))
+            .await
+    }
+
+    /// The job whose id begins or ends like this.
+    pub(crate) async fn find_job(
+        &self,
+        tenant: &TenantId,
+        part: &str,
+    ) -> Result<JobRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.find_job(Some(tenant), part).await?),
+            Self::There(remote) => remote.get(&format!("/api/v1/jobs/{}", escaped(part))).await,
+        }
+    }
+
+    pub(crate) async fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.attempts(id).await?),
+            Self::There(remote) => {
+                let list: AttemptList = remote.get(&format!("/api/v1/jobs/{id}/attempts")).await?;
+                Ok(list.attempts)
+            }
+        }
+    }
+
+    pub(crate) async fn log_lines(&self, id: JobId) -> Result<Vec<LogLine>, Failure> {
+        let remote = match self {
+            Self::Here(ledger) => return Ok(ledger.log_lines(id, 0).await?),
+            Self::There(remote) => remote,
+        };
+        let mut lines = Vec::new();
+        let mut after = 0;
+        while lines.len() < MOST_LINES {
+            let path = format!("/api/v1/jobs/{id}/logs?limit=1000&cursor={after}");
+            let page: LogPage = remote.get(&path).await?;
+            lines.extend(page.lines);
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        Ok(lines)
+    }
+
+    pub(crate) async fn cancel(&self, id: JobId) -> Result<CancelOutcome, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.request_cancel(id).await?),
+            Self::There(remote) => {
+                let path = format!("/api/v1/jobs/{id}/cancel");
+                let answer: CancelAnswer = remote.post(&path, &Value::Null).await?;
+                Ok(match answer.cancel {
+                    CancelWord::Cancelled => CancelOutcome::Cancelled,
+                    CancelWord::Requested => CancelOutcome::Requested,
+                    CancelWord::AlreadyEnded => CancelOutcome::AlreadyEnded(answer.state),
+                })
+            }
+        }
+    }
+
+    pub(crate) async fn retry(&self, id: JobId) -> Result<Submitted, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.retry(id).await?),
+            Self::There(remote) => {
+                let path = format!("/api/v1/jobs/{id}/retry");
+                let accepted: Accepted = remote.submit(&path, &Value::Null).await?;
+                Ok(Submitted {
+                    job: accepted.id,
+                    existing: accepted.existing,
+                })
+            }
+        }
+    }
+
+    // --- what is looked after ---
+
+    pub(crate) async fn databases(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Vec<DatabaseRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.databases(Some(tenant)).await?),
+            Self::There(remote) => remote.list("/api/v1/databases", &of(tenant), MOST).await,
+        }
+    }
+
+    /// A database by its name, its id or its URL.
+    pub(crate) async fn find_database(
+        &self,
+        tenant: &TenantId,
+        name: &str,
+    ) -> Result<Option<DatabaseRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => match ledger.find_database(tenant, name).await {
+                Ok(record) => Ok(Some(record)),
+                Err(LedgerError::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Self::There(remote) => {
+                let path = format!("/api/v1/databases/{}?tenant={tenant}", escaped(name));
+                remote.look_for(&path).await
+            }
+        }
+    }
+
+    pub(crate) async fn policies(&self, tenant: &TenantId) -> Result<Vec<PolicyRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.policies(Some(tenant)).await?),
+            Self::There(remote) => remote.list("/api/v1/policies", &of(tenant), MOST).await,
+        }
+    }
+
+    /// A policy with its coming due times and what became of the last ones.
+    pub(crate) async fn policy(
+        &self,
+        tenant: &TenantId,
+        name: &str,
+        times: usize,
+    ) -> Result<PolicyDocument, Failure> {
+        match self {
+            Self::Here(ledger) => {
+                let policy = ledger.find_policy(tenant, name).await?;
+                if times == 0 {
+                    // What it says need not be readable for that.
+                    return Ok(PolicyDocument {
+                        policy,
+                        upcoming: Vec::new(),
+                        ticks: Vec::new(),
+                    });
+                }
+                let ticks = ledger.ticks(policy.id, times).await?;
+                let plan =
+                    PolicyPlan::read(&policy.spec).map_err(crate::commands::refused_policy)?;
+                let upcoming = plan.upcoming(ledger.now().await?).take(times).collect();
+                Ok(PolicyDocument {
+                    policy,
+                    upcoming,
+                    ticks,
+                })
+            }
+            Self::There(remote) => {
+                let path = format!("/api/v1/policies/{}?tenant={tenant}", escaped(name));
+                let mut document: PolicyDocument = remote.get(&path).await?;
+                document.upcoming.truncate(times);
+                document.ticks.truncate(times);
+                Ok(document)
+            }
+        }
+    }
+
+    pub(crate) async fn tenants(&self) -> Result<Vec<TenantRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.tenants().await?),
+            Self::There(remote) => remote.list("/api/v1/tenants", &[], MOST).await,
+        }
+    }
+
+    pub(crate) async fn tenant(&self, tenant: &TenantId) -> Result<TenantRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.tenant(tenant).await?),
+            Self::There(remote) => remote.get(&format!("/api/v1/tenants/{tenant}")).await,
+        }
+    }
+
+    pub(crate) async fn add_tenant(&self, tenant: &TenantId) -> Result<TenantRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.add_tenant(tenant).await?),
+            Self::There(remote) => remote.post("/api/v1/tenants", &json!({"id": tenant})).await,
+        }
+    }
+
+    pub(crate) async fn remove_tenant(&self, tenant: &TenantId) -> Result<(), Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.remove_tenant(tenant).await?),
+            Self::There(remote) => {
+                remote
+                    .delete(&format!("/api/v1/tenants/{tenant}"), None)
+                    .await
+            }
+        }
+    }
+
+    // --- what came of it ---
+
+    pub(crate) async fn backups(
+        &self,
+        filter: &BackupFilter,
+    ) -> Result<Vec<BackupRecord>, Failure> {
+        let remote = match self {
+            Self::Here(ledger) => return Ok(ledger.backups(filter).await?),
+            Self::There(remote) => remote,
+        };
+        let mut query = Vec::new();
+        if let Some(tenant) = &filter.tenant {
+            query.push(("tenant", tenant.to_string()));
+        }
+        if let Some(database) = filter.database {
+            query.push(("database", database.to_string()));
+        }
+        if !filter.states.is_empty() {
+            query.push(("state", words(&filter.states, |state| state.as_str())));
+        }
+        let most = if filter.limit == 0 {
+            MOST
+        } else {
+            filter.limit
+        };
+        remote.list("/api/v1/backups", &query, most).await
+    }
+
+    // --- who has access ---
+
+    pub(crate) async fn tokens(
+        &self,
+        tenant: Option<&TenantId>,
+    ) -> Result<Vec<TokenRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.tokens(tenant).await?),
+            Self::There(remote) => {
+                let query = tenant.map_or_else(String::new, |tenant| format!("?tenant={tenant}"));
+                let list: TokenList = remote.get(&format!("/api/v1/tokens{query}")).await?;
+                Ok(list.tokens)
+            }
+        }
+    }
+
+    pub(crate) async fn remove_token(&self, id: TokenId) -> Result<(), Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.remove_token(id).await?),
+            Self::There(remote) => remote.delete(&format!("/api/v1/tokens/{id}"), None).await,
+        }
+    }
+}
