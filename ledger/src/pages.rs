@@ -3,8 +3,8 @@
 use fettler_model::{DatabaseName, JobKindName, PolicyName, TenantId};
 
 use crate::{
-    DatabaseRecord, JobCount, Ledger, PolicyRecord, RepositoryStatistics, Result, TenantRecord,
-    codes,
+    DatabaseRecord, JobCount, LastProof, Ledger, PolicyRecord, RepositoryStatistics, Result,
+    TenantRecord, WaitCount, codes,
     dialect::Dialect,
     policies::{POLICY, policy_record},
     row::Fields,
@@ -107,10 +107,7 @@ impl Ledger {
             Dialect::Sqlite => format!("({column} ->> '$.{field}')"),
             Dialect::Postgres => format!("({column}::json ->> '{field}')::bigint"),
         };
-        let verdict = match store.dialect {
-            Dialect::Sqlite => "(proof ->> '$.verdict')",
-            Dialect::Postgres => "(proof::json ->> 'verdict')",
-        };
+        let verdict = verdict_of(store.dialect);
         let (tenant_condition, values) = match tenant {
             Some(tenant) => ("tenant = $1", vec![V::T(tenant.as_str())]),
             None => ("1 = 1", Vec::new()),
@@ -177,6 +174,84 @@ impl Ledger {
                 })
             })
             .collect()
+    }
+
+    /// How many jobs wait, by tenant and by the reason that is kept with them. That nobody runs their kind, or how
+    /// many are ahead of one, is found out for a single job only.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn wait_counts(&self) -> Result<Vec<WaitCount>> {
+        const DOING: &str = "counting jobs that wait";
+        let sql = format!(
+            "SELECT tenant, reason, COUNT(*) AS jobs FROM (
+                 SELECT tenant, CASE
+                     WHEN lane = 0 THEN 'ready'
+                     WHEN lane = 1 AND wait = {retry} THEN 'retry_at'
+                     WHEN lane = 1 AND wait = {snooze} THEN 'snoozed'
+                     WHEN lane = 1 AND wait = {window} THEN 'window_closed'
+                     WHEN lane = 1 THEN 'not_before'
+                     WHEN parked_at LIKE 'pause:%' THEN 'paused'
+                     WHEN parked_at LIKE 'limit:tenant/%' THEN 'tenant_limit'
+                     WHEN parked_at LIKE 'limit:database/%' THEN 'database_limit'
+                     WHEN parked_at LIKE 'limit:server/%' THEN 'server_limit'
+                     WHEN parked_at LIKE 'limit:kind/%' THEN 'kind_limit'
+                     WHEN parked_at LIKE 'limit:class/%' THEN 'class_limit'
+                     ELSE 'database_busy' END AS reason
+                 FROM job WHERE state = 0) j
+             GROUP BY tenant, reason ORDER BY tenant, reason LIMIT {MAX_GROUPS}",
+            retry = codes::WAIT_RETRY,
+            snooze = codes::WAIT_SNOOZE,
+            window = codes::WAIT_WINDOW,
+        );
+        let rows = self.inner.store.read(DOING, sql, &[]).await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                Ok(WaitCount {
+                    tenant: fields.parsed("tenant")?,
+                    reason: fields.text("reason")?,
+                    jobs: fields.number("jobs")?.unsigned_abs(),
+                })
+            })
+            .collect()
+    }
+
+    /// For each database that has backups: when the newest was complete, and when one was last found proven.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn last_proofs(&self) -> Result<Vec<LastProof>> {
+        const DOING: &str = "looking for the last proofs";
+        let sql = format!(
+            "SELECT tenant, database_id, MAX(finished) AS finished,
+                    MAX(CASE WHEN {verdict} = 'proven' THEN proof_finished END) AS proven
+             FROM backup WHERE database_id IS NOT NULL AND state <> 'forgotten'
+             GROUP BY tenant, database_id ORDER BY tenant, database_id LIMIT {MAX_GROUPS}",
+            verdict = verdict_of(self.inner.store.dialect),
+        );
+        let rows = self.inner.store.read(DOING, sql, &[]).await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                Ok(LastProof {
+                    tenant: fields.parsed("tenant")?,
+                    database: fields.parsed("database_id")?,
+                    backed_up: fields.time("finished")?,
+                    proven: fields.time_or_none("proven")?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// What a backup's last proof found, read from its row.
+const fn verdict_of(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Sqlite => "(proof ->> '$.verdict')",
+        Dialect::Postgres => "(proof::json ->> 'verdict')",
     }
 }
 

@@ -227,7 +227,7 @@ pub struct JobRecord {
 }
 
 /// How many jobs of a scope may run at once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitRecord {
     /// Which jobs it counts.
     pub scope: Scope,
@@ -240,7 +240,7 @@ pub struct LimitRecord {
 }
 
 /// A scope whose jobs do not start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PauseRecord {
     /// Which jobs wait.
     pub scope: Scope,
@@ -396,7 +396,7 @@ pub enum CancelOutcome {
 }
 
 /// What [`crate::Ledger::cancel_matching`] did, or would do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BulkCancel {
     /// So many waited, and are cancelled.
     pub cancelled: u64,
@@ -405,7 +405,7 @@ pub struct BulkCancel {
 }
 
 /// What [`crate::Ledger::replay_matching`] did, or would do.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BulkReplay {
     /// So many are submitted again.
     pub submitted: u64,
@@ -728,4 +728,28 @@ pub struct JobCount {
     pub jobs: u64,
     /// When the oldest of them was submitted, or was to begin.
     pub oldest: Timestamp,
+}
+
+/// How many jobs of a tenant wait for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitCount {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The name of the reason, as [`WaitReason`] has it.
+    pub reason: String,
+    /// How many.
+    pub jobs: u64,
+}
+
+/// When the backups of a database were last proven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastProof {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The database.
+    pub database: DatabaseId,
+    /// When its newest backup was complete.
+    pub backed_up: Timestamp,
+    /// When one of its backups was last found proven; none when none ever was.
+    pub proven: Option<Timestamp>,
 }

@@ -1,7 +1,7 @@
 //! What belongs to no tenant: the interface itself, the kinds of jobs, the workers, and figures for whoever
 //! watches over the fleet.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use axum::{
     Json,
@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use fettler_jobs::DynKind;
-use fettler_ledger::WorkerRecord;
+use fettler_ledger::{LastProof, WorkerRecord};
 use fettler_model::{ExclusionClass, JobKindName, JobState, Role, SlotClass, TenantId, TokenName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -202,6 +202,49 @@ pub(crate) async fn metrics(State(app): State<App>) -> Result<Response, Refusal>
         let age = now.since(count.oldest).as_secs_f64();
         sample(&mut text, oldest, &count.kind, count.state, age);
     }
+    gauge(
+        &mut text,
+        "fettler_jobs_waiting",
+        "Jobs that wait, by tenant and reason.",
+    );
+    for count in app.ledger.wait_counts().await? {
+        line(
+            &mut text,
+            format_args!(
+                "fettler_jobs_waiting{{tenant=\"{}\",reason=\"{}\"}} {}",
+                count.tenant, count.reason, count.jobs
+            ),
+        );
+    }
+    let proofs = app.ledger.last_proofs().await?;
+    gauge(
+        &mut text,
+        "fettler_backup_age_seconds",
+        "How long ago the newest backup of a database was complete.",
+    );
+    for last in &proofs {
+        of_database(
+            &mut text,
+            "fettler_backup_age_seconds",
+            last,
+            now.since(last.backed_up),
+        );
+    }
+    gauge(
+        &mut text,
+        "fettler_proof_age_seconds",
+        "How long ago a backup of a database was last proven; missing where none ever was.",
+    );
+    for last in &proofs {
+        if let Some(proven) = last.proven {
+            of_database(
+                &mut text,
+                "fettler_proof_age_seconds",
+                last,
+                now.since(proven),
+            );
+        }
+    }
     gauge(&mut text, "fettler_workers", "Workers that are alive.");
     let alive = workers
         .iter()
@@ -215,6 +258,9 @@ pub(crate) async fn metrics(State(app): State<App>) -> Result<Response, Refusal>
     );
     let streams = app.options.max_streams - app.streams.available_permits();
     line(&mut text, format_args!("fettler_event_streams {streams}"));
+    if let Some(counted) = &app.counted {
+        text.push_str(&counted.render());
+    }
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, METRICS_TEXT)], text).into_response())
 }
 
@@ -222,6 +268,18 @@ fn gauge(text: &mut String, name: &str, help: &str) {
     line(
         text,
         format_args!("# HELP {name} {help}\n# TYPE {name} gauge"),
+    );
+}
+
+fn of_database(text: &mut String, name: &str, last: &LastProof, age: Duration) {
+    line(
+        text,
+        format_args!(
+            "{name}{{tenant=\"{}\",database=\"{}\"}} {}",
+            last.tenant,
+            last.database,
+            age.as_secs_f64()
+        ),
     );
 }
 

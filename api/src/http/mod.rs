@@ -13,6 +13,7 @@
 pub mod access;
 mod backups;
 pub mod bounds;
+mod control;
 mod databases;
 mod events;
 mod fleet;
@@ -27,6 +28,7 @@ mod routes;
 mod serve;
 mod tenants;
 mod tokens;
+mod traced;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,6 +43,7 @@ use axum::{
 use fettler_jobs::Registry;
 use fettler_ledger::{Ledger, SealedId};
 use fettler_model::{Problem, Secret, TenantId};
+use fettler_telemetry::metric::{self, Counted};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +55,7 @@ use limit::Rates;
 use problem::Refusal;
 
 pub use backups::ProofList;
+pub use control::{LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput};
 pub use databases::{DatabaseInput, DatabasePatch};
 pub use events::EventDocument;
 pub use fleet::{KindDocument, KindList, WhoAmI, WorkerList};
@@ -173,6 +177,8 @@ pub(crate) struct Shared {
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) tail: events::Tail,
     pub(crate) stop: CancellationToken,
+    /// What this process counts itself; none where another part of it shows that.
+    pub(crate) counted: Option<Counted>,
     pub(crate) document: axum::body::Bytes,
 }
 
@@ -253,6 +259,7 @@ impl HttpServer {
             registry,
             surroundings,
             live,
+            counted: metric::count(),
             stop: stop.clone(),
             options: self.options,
         });
@@ -292,6 +299,7 @@ fn router(app: &App) -> Router {
         })
         .layer(from_fn(input::readable))
         .layer(from_fn_with_state(app.clone(), finished))
+        .layer(from_fn(traced::traced))
 }
 
 /// Sees that an answer comes in time, and says how it may be kept.

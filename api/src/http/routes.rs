@@ -3,10 +3,11 @@
 
 use axum::{
     http::{Method, StatusCode},
-    routing::{delete, get, patch, post},
+    routing::{delete, get, patch, post, put},
 };
 use fettler_ledger::{
-    BackupRecord, DatabaseRecord, JobRecord, PolicyRecord, TenantRecord, TokenRecord,
+    BackupRecord, BulkCancel, BulkReplay, DatabaseRecord, JobRecord, LimitRecord, PauseRecord,
+    PolicyRecord, TenantRecord, TokenRecord,
 };
 use serde_json::{Value, json};
 
@@ -14,6 +15,9 @@ use super::{
     Page,
     access::Permission,
     backups::{self, BackupsQuery, ProofList, StatisticsList, StatisticsQuery},
+    control::{
+        self, LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ScopeQuery,
+    },
     databases::{self, DatabaseInput, DatabasePatch, NamedQuery},
     events::{self, EventsQuery, JobEventsQuery},
     fleet::{self, Alive, KindDocument, KindList, METRICS_TEXT, WhoAmI, WorkerList},
@@ -41,6 +45,7 @@ const AMBIGUOUS: &str = "Several fit what was named.";
 pub(crate) fn all() -> Vec<Route> {
     let mut routes = Vec::new();
     routes.extend(jobs());
+    routes.extend(control());
     routes.extend(events());
     routes.extend(tenants());
     routes.extend(databases());
@@ -135,6 +140,67 @@ fn jobs() -> Vec<Route> {
                 json!({"lines": [{"number": 1, "at": AT, "attempt": 1, "line": "reading 12 tables"}], "next": null}),
             )
             .refuses(CONFLICT, AMBIGUOUS),
+    ]
+}
+
+fn control() -> Vec<Route> {
+    let pause = json!({"scope": "tenant/acme", "since": AT, "because": "moving house"});
+    let limit = json!({"scope": "server/db1:5432", "most": 2, "running": 1, "created": AT});
+    let matching = json!({"kind": "backup", "tag": "nightly", "dry_run": true});
+    let own = "A token of one tenant names its own tenant, databases and policies; the rest belongs to the operators of the fleet.";
+    let bulk = "Without a `kind` it needs the permission `configure`. Large numbers are done in pieces: where the answer does not come in time, the same request goes on.";
+    vec![
+        Route::of(Method::POST, "/api/v1/jobs/{job}/priority", "setPriority", post(control::priority))
+            .does("Give a job that waits another priority; its age stays")
+            .needs(Permission::ANY_JOB)
+            .body::<PriorityInput>(json!({"priority": "high"}))
+            .answers::<JobRecord>(OK, "The job as it is now.", job_example("queued"))
+            .refuses(CONFLICT, "The job does not wait any more, or several fit what was named."),
+        Route::of(Method::POST, "/api/v1/jobs/cancel", "cancelJobs", post(control::cancel))
+            .does("Cancel all jobs that fit")
+            .note(bulk)
+            .needs(Permission::ANY_JOB)
+            .body::<Matching>(matching.clone())
+            .answers::<BulkCancel>(OK, "What was done, or would be.", json!({"cancelled": 12, "asked": 1}))
+            .refuses(StatusCode::NOT_FOUND, "There is no such tenant."),
+        Route::of(Method::POST, "/api/v1/jobs/replay", "replayJobs", post(control::replay))
+            .does("Submit all jobs again that fit and did not succeed")
+            .note(format!("The dead ones, where no states are named. A job that was replayed like this within seven days is left out. {bulk}"))
+            .needs(Permission::ANY_JOB)
+            .body::<Matching>(matching)
+            .answers::<BulkReplay>(OK, "What was done, or would be.", json!({"submitted": 3, "already": 0, "refused": 0, "first_refusal": null}))
+            .refuses(StatusCode::NOT_FOUND, "There is no such tenant."),
+        Route::get("/api/v1/pauses", "listPauses", get(control::pauses))
+            .does("List what is paused")
+            .answers::<PauseList>(OK, "The pauses.", json!({"pauses": [pause]})),
+        Route::of(Method::POST, "/api/v1/pauses", "pause", post(control::pause))
+            .does("Let no more jobs of a scope start; those that run go on")
+            .note(own)
+            .needs(Permission::Configure)
+            .body::<PauseInput>(json!({"scope": "tenant/acme", "because": "moving house"}))
+            .answers::<PauseRecord>(OK, "The pause.", pause)
+            .refuses(StatusCode::NOT_FOUND, "There is no such thing, or it is another tenant's."),
+        Route::of(Method::DELETE, "/api/v1/pauses", "resume", delete(control::resume))
+            .does("Let the jobs of a scope start again, in their order")
+            .note(own)
+            .needs(Permission::Configure)
+            .parameters::<ScopeQuery>()
+            .answer(NO_CONTENT, "They start.", Content::Nothing),
+        Route::get("/api/v1/limits", "listLimits", get(control::limits))
+            .does("List what is limited")
+            .answers::<LimitList>(OK, "The limits.", json!({"limits": [limit]})),
+        Route::of(Method::PUT, "/api/v1/limits", "setLimit", put(control::set_limit))
+            .does("Set how many jobs of a scope run at once")
+            .note("A token of one tenant limits its own databases; the rest belongs to the operators of the fleet.")
+            .needs(Permission::Configure)
+            .body::<LimitInput>(json!({"scope": "server/db1:5432", "most": 2}))
+            .answers::<LimitRecord>(OK, "The limit.", limit)
+            .refuses(StatusCode::NOT_FOUND, "There is no such thing, or it is another tenant's."),
+        Route::of(Method::DELETE, "/api/v1/limits", "removeLimit", delete(control::remove_limit))
+            .does("Let as many jobs of a scope run as there are slots")
+            .needs(Permission::Configure)
+            .parameters::<ScopeQuery>()
+            .answer(NO_CONTENT, "It is gone.", Content::Nothing),
     ]
 }
 
