@@ -9,6 +9,7 @@ mod collect;
 mod context;
 mod hooks;
 mod kind;
+mod load;
 mod prove;
 mod restore;
 mod retention;
@@ -23,6 +24,7 @@ pub use context::{
 };
 pub use hooks::Hooks;
 pub use kind::{DynKind, JobKind, Registry, UnknownKind};
+pub use load::check_load;
 pub use prove::{Prove, ProveArguments, ProveOutput};
 pub use restore::{Restore, RestoreArguments, RestoreOutput};
 pub use retention::{Retention, RetentionArguments, RetentionDecision, RetentionOutput};

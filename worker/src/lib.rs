@@ -18,6 +18,7 @@ mod rescue;
 mod service;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,7 +29,7 @@ use apalis_core::{
     monitor::Monitor, task::Task, worker::builder::WorkerBuilder as ApalisWorkerBuilder,
 };
 use fettler_jobs::{Registry, Services, StopReason};
-use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions};
+use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions, WorkerSkills};
 use fettler_model::{AttemptToken, ErrorClass, JobId, JobKindName, JobState, Problem, Progress};
 use fettler_queue::{Deliveries, Delivery, DeliveryOptions, LedgerQueue, Queue};
 use thiserror::Error;
@@ -189,6 +190,7 @@ pub struct WorkerBuilder {
     adopt: Option<(JobId, AttemptToken)>,
     isolate: Option<Arc<dyn Isolate>>,
     queue: Option<Arc<dyn Queue>>,
+    labels: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for WorkerBuilder {
@@ -225,6 +227,7 @@ impl WorkerBuilder {
             adopt: None,
             isolate: None,
             queue: None,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -243,6 +246,13 @@ impl WorkerBuilder {
             url: url.to_owned(),
             options,
         };
+        self
+    }
+
+    /// The worker's labels: databases that ask for some of them can be reached by it (rule 17).
+    #[must_use]
+    pub fn labels(mut self, labels: BTreeMap<String, String>) -> Self {
+        self.labels = labels;
         self
     }
 
@@ -310,6 +320,7 @@ impl WorkerBuilder {
             slots: self.slots,
             only: self.only,
             adopt: self.adopt,
+            labels: self.labels,
         }
     }
 }
@@ -324,6 +335,7 @@ pub struct Worker {
     slots: Slots,
     only: Option<Vec<JobId>>,
     adopt: Option<(JobId, AttemptToken)>,
+    labels: BTreeMap<String, String>,
 }
 
 impl Worker {
@@ -397,6 +409,15 @@ impl Worker {
             short: self.slots.short,
             lease: shared.timing.lease,
             only: self.only.clone(),
+            skills: WorkerSkills {
+                versions: shared
+                    .registry
+                    .iter()
+                    .map(|kind| (kind.name(), kind.version()))
+                    .filter(|(_, version)| *version > 1)
+                    .collect(),
+                labels: self.labels.clone(),
+            },
             ..DeliveryOptions::new(self.name.clone(), kinds)
         };
         let queue = Arc::new(UntilDrain {

@@ -26,11 +26,13 @@ pub(crate) async fn run(app: &App, args: &UpArgs) -> Outcome {
     serve(app, up, signals, &what).await
 }
 
-/// A worker of a fleet.
-pub(crate) async fn worker(app: &App) -> Outcome {
+/// A worker of a fleet, with these labels beside those of the settings.
+pub(crate) async fn worker(app: &App, more: &[(String, String)]) -> Outcome {
     let signals = Signals::listen()?;
     let mut up = Up::empty();
-    let worker = run::worker(app).await?.build();
+    let mut labels = run::labels(app)?;
+    labels.extend(more.iter().cloned());
+    let worker = run::worker(app).await?.labels(labels).build();
     let what = format!("The worker {} takes jobs", worker.id());
     up.add_worker(worker);
     serve(app, up, signals, &what).await

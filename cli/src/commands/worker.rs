@@ -15,7 +15,7 @@ use crate::{
 pub(crate) async fn run(app: &App, args: &WorkerArgs) -> Outcome {
     match args.only {
         Some(job) => only(app, job, args.token).await,
-        None => up::worker(app).await,
+        None => up::worker(app, &args.labels).await,
     }
 }
 
