@@ -606,6 +606,18 @@ pub(crate) struct DatabaseTermsArgs {
     /// The IANA time zone of the hours; this machine's when not given
     #[arg(long, value_name = "ZONE", requires = "window")]
     pub(crate) time_zone: Option<String>,
+    /// How many clients may be connected to its server when a long job on it begins; 0 for any number
+    #[arg(long, value_name = "N")]
+    pub(crate) max_connections: Option<u64>,
+    /// How far its replicas may be behind, such as 30s; 0 for any time
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) max_lag: Option<u64>,
+    /// How many milliseconds its server may take for an answer; 0 for any number
+    #[arg(long, value_name = "MS")]
+    pub(crate) max_latency: Option<u64>,
+    /// A label that a worker must have to reach it, such as zone=dmz; `zone=` takes it away
+    #[arg(long, value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) reach: Vec<(String, String)>,
 }
 
 /// Where a database's proofs restore to.
@@ -1073,6 +1085,9 @@ pub(crate) struct WorkerArgs {
     /// Run this job only, and end with it
     #[arg(long, value_name = "JOB")]
     pub(crate) only: Option<JobId>,
+    /// A label, such as zone=dmz: databases that ask for it can be reached from here [worker.labels]
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
     /// The attempt that another process has claimed for this one
     #[arg(long, value_name = "TOKEN", requires = "only", hide = true)]
     pub(crate) token: Option<i64>,

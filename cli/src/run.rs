@@ -4,7 +4,7 @@
 
 mod there;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fettler_api::ClientError;
 use fettler_jobs::{Registry, Services};
@@ -83,6 +83,7 @@ pub(crate) fn request(
     Ok(JobRequest {
         tenant: app.tenant().clone(),
         kind: kind.name(),
+        kind_version: kind.version(),
         database: asked.database,
         arguments: asked.arguments.clone(),
         exclusion: kind.exclusion(),
@@ -238,11 +239,30 @@ pub(crate) async fn worker(app: &App) -> Result<WorkerBuilder, Failure> {
             short: settings.worker.short_slots as usize,
         })
         .timing(timing(app))
+        .labels(labels(app)?)
         .isolate(isolate);
     Ok(match app.queue().await? {
         Some(queue) => worker.queue(queue),
         None => worker,
     })
+}
+
+/// This worker's labels, as the settings have them.
+pub(crate) fn labels(app: &App) -> Result<BTreeMap<String, String>, Failure> {
+    app.settings()
+        .worker
+        .labels
+        .iter()
+        .map(|word| match word.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+                Ok((name.to_owned(), value.to_owned()))
+            }
+            _ => Err(Failure::usage(
+                format!("{word:?} in the setting worker.labels is no label"),
+                "write it as NAME=VALUE, such as `zone=dmz`",
+            )),
+        })
+        .collect()
 }
 
 /// The worker's times, as the settings have them.

@@ -120,6 +120,9 @@ pub struct KeySettings {
 pub struct WorkerSettings {
     /// The worker's name in listings; the machine's name and the process's number when not given.
     pub name: Option<String>,
+    /// The worker's labels, such as `zone=dmz`: databases that ask for them (`fettler database add --reach`) can be
+    /// reached by it.
+    pub labels: Vec<String>,
     /// How many long jobs (backups, restores, proofs) run at once.
     #[schemars(range(min = 1, max = 64))]
     pub long_slots: u32,
@@ -150,6 +153,7 @@ impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
             name: None,
+            labels: Vec::new(),
             long_slots: 2,
             short_slots: 16,
             lease_seconds: 30,

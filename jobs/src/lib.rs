@@ -9,6 +9,7 @@ mod collect;
 mod context;
 mod hooks;
 mod kind;
+mod load;
 mod ping;
 mod prove;
 mod restore;
@@ -24,6 +25,7 @@ pub use context::{
 };
 pub use hooks::Hooks;
 pub use kind::{DynKind, JobKind, Registry, UnknownKind};
+pub use load::check_load;
 pub use ping::{Ping, PingArguments, PingOutput};
 pub use prove::{Prove, ProveArguments, ProveOutput};
 pub use restore::{Restore, RestoreArguments, RestoreOutput};

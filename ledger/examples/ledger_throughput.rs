@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger};
+use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, WorkerSkills};
 use fettler_model::{ExclusionClass, JobRequest, JobTerms, Priority, SlotClass, TenantId};
 
 #[tokio::main]
@@ -16,6 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let request = JobRequest {
         tenant: TenantId::default_tenant(),
         kind: "noop".parse()?,
+        kind_version: 1,
         database: None,
         arguments: serde_json::Value::Null,
         exclusion: ExclusionClass::Free,
@@ -50,6 +51,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         long: 0,
         short: callers,
         lease: std::time::Duration::from_secs(600),
+        skills: WorkerSkills::default(),
         only: None,
     };
     let started = Instant::now();

@@ -14,10 +14,20 @@ CREATE TABLE turn (
     PRIMARY KEY (slot, level, tenant)
 ) {hot};
 
--- The jobs of one slot class, kind and tenant are a range, in the order of their rank: the first of each
--- tenant is found without looking at the others.
+-- line: what a job asks of a worker beside its kind: a newer version, labels that reach its database; '' for
+-- nothing (src/job/lines.rs). The jobs of one slot class, kind, line and tenant are a range, in the order of
+-- their rank: the first of each tenant is found without looking at the others, nor at those that a worker
+-- cannot run.
+ALTER TABLE job ADD COLUMN line TEXT NOT NULL DEFAULT '';
 DROP INDEX job_order;
-CREATE INDEX job_turns ON job (slot, kind, lane, tenant, rank, id);
+CREATE INDEX job_turns ON job (slot, kind, lane, line, tenant, rank, id);
+
+-- The versions of its kinds that a worker knows above the first, and its labels.
+ALTER TABLE worker ADD COLUMN versions TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE worker ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
+-- The labels that reach a database, as they stand in lines.
+ALTER TABLE database_record ADD COLUMN route TEXT NOT NULL DEFAULT '';
+CREATE INDEX database_route ON database_record (route) WHERE route <> '';
 
 -- How many jobs of a scope (its name, such as tenant/acme) may run at once. running: the running rows that
 -- hold a slot of it (job.holds), changed only under this row's lock, in the transaction that starts or ends

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fettler_model::{
     AttemptOutcome, AttemptToken, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseName,
-    DatabaseUrl, ExclusionClass, JobId, JobKindName, JobState, JobTerms, JobWindow, PolicyId,
-    PolicyName, PolicySpec, Priority, Problem, Progress, ProofFacts, Role, Scope, SecretReference,
-    SlotClass, TenantId, TickOutcome, Timestamp, TokenId, TokenName, WaitReason,
+    DatabaseUrl, ExclusionClass, JobId, JobKindName, JobState, JobTerms, JobWindow, LoadLimits,
+    PolicyId, PolicyName, PolicySpec, Priority, Problem, Progress, ProofFacts, Role, Scope,
+    SecretReference, SlotClass, TenantId, TickOutcome, Timestamp, TokenId, TokenName, WaitReason,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -224,6 +224,9 @@ pub struct JobRecord {
     pub problem: Option<Problem>,
     /// The terms under which it runs.
     pub terms: JobTerms,
+    /// What it asks of a worker beside its kind, while it lives: a newer version, labels that reach its database;
+    /// empty for nothing.
+    pub line: String,
 }
 
 /// How many jobs of a scope may run at once.
@@ -257,6 +260,12 @@ pub struct DatabaseTerms {
     /// Its maintenance window: jobs about it that name no window of their own run within it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<JobWindow>,
+    /// How busy its server may be when a long job on it begins.
+    #[serde(skip_serializing_if = "LoadLimits::is_empty")]
+    pub load: LoadLimits,
+    /// The labels that a worker must have to reach it (rule 17).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub reach: BTreeMap<String, String>,
 }
 
 /// What a worker asks for.
@@ -274,6 +283,17 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// Only these jobs: for a worker that was started for one job.
     pub only: Option<Vec<JobId>>,
+    /// What it can beside that.
+    pub skills: WorkerSkills,
+}
+
+/// What a worker can beside running the first version of its kinds (rule 17).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSkills {
+    /// The newest version that it knows of a kind; 1 where none is named.
+    pub versions: BTreeMap<JobKindName, u32>,
+    /// Its labels: databases that ask for some of them can be reached by it.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The claimable jobs of one slot class, kind and tenant: an order of its own.
@@ -283,6 +303,8 @@ pub struct QueuedLine {
     pub slot: SlotClass,
     /// Their kind.
     pub kind: JobKindName,
+    /// What they ask of a worker beside that; empty for nothing.
+    pub line: String,
     /// Whose they are.
     pub tenant: TenantId,
 }
@@ -302,6 +324,8 @@ pub struct QueuedJob {
     pub kind: JobKindName,
     /// The version of its kind.
     pub kind_version: u32,
+    /// What it asks of a worker beside that; empty for nothing.
+    pub line: String,
     /// Which slot it takes.
     pub slot: SlotClass,
     /// Its place in the order of claims, smaller first: the time from which its age counts, less one ageing
@@ -578,6 +602,9 @@ pub struct WorkerRecord {
     pub id: String,
     /// What it can run.
     pub kinds: Vec<JobKindName>,
+    /// What it can beside that.
+    #[serde(flatten)]
+    pub skills: WorkerSkills,
     /// When it was first heard of.
     pub first_seen: Timestamp,
     /// When it was last heard of.

@@ -1,21 +1,21 @@
 //! Who there is: tenants, their databases, and the secrets that were sealed for them.
 
-use fettler_model::{DatabaseId, Engine, Priority, TenantId};
+use fettler_model::{DatabaseId, Engine, JobWindow, Priority, TenantId};
 use serde_json::Value;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
 use crate::{
-    DatabaseChange, DatabaseRecord, Fencing, IdentityOutcome, Ledger, LedgerError, Result,
-    SealedId, TenantChange, TenantRecord,
-    job::{WEIGHT, fence, identity_name, record_name, wake_first},
+    DatabaseChange, DatabaseRecord, DatabaseTerms, Fencing, IdentityOutcome, Ledger, LedgerError,
+    Result, SealedId, TenantChange, TenantRecord,
+    job::{WEIGHT, check_labels, fence, identity_name, line, record_name, route, wake_first},
     row::{Fields, json_text},
     store::{Transaction, V},
 };
 
 const READING: &str = "reading databases";
 pub(crate) const DATABASE: &str =
-    "id, tenant, name, url, password, identity_key, labels, sandbox, created, terms";
+    "id, tenant, name, url, password, identity_key, labels, sandbox, created, terms, route";
 
 impl Ledger {
     /// Adds a tenant.
@@ -217,12 +217,13 @@ impl Ledger {
     /// When the tenant has one of this name, or is not there.
     pub async fn add_database(&self, record: &DatabaseRecord) -> Result<DatabaseRecord> {
         self.tenant(&record.tenant).await?;
+        check_terms(&record.terms)?;
         let mut transaction = self.inner.store.begin("adding a database").await?;
         let now = transaction.now().await?;
         let added = transaction
             .execute(
                 format!(
-                    "INSERT INTO database_record ({DATABASE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                    "INSERT INTO database_record ({DATABASE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
                      ON CONFLICT (tenant, name) DO NOTHING"
                 ),
                 &[
@@ -236,6 +237,7 @@ impl Ledger {
                     V::S(json_text(&record.sandbox)?),
                     V::N(now.micros()),
                     V::S(json_text(&record.terms)?),
+                    V::S(route(&record.terms.reach)),
                 ],
             )
             .await?;
@@ -278,6 +280,14 @@ impl Ledger {
     ) -> Result<DatabaseRecord> {
         const DOING: &str = "editing a database";
         let mut transaction = self.inner.store.begin(DOING).await?;
+        if change.terms.is_some() {
+            // Jobs before databases: the order in which claims lock them.
+            let sql = format!(
+                "SELECT id FROM job WHERE database_id = $1 ORDER BY id {}",
+                transaction.dialect.for_update()
+            );
+            transaction.rows(sql, &[V::S(id.to_string())]).await?;
+        }
         let mut record = lock_database(&mut transaction, id).await?;
         still(expected, &record, "database")?;
         if let Some(name) = change.name
@@ -309,12 +319,16 @@ impl Ledger {
             record.sandbox = sandbox;
         }
         if let Some(terms) = change.terms {
+            check_terms(&terms)?;
+            if terms.reach != record.terms.reach {
+                reroute(&mut transaction, id, &terms).await?;
+            }
             record.terms = terms;
         }
         transaction
             .execute(
                 "UPDATE database_record SET name = $2, url = $3, password = $4, identity_key = $5, labels = $6, sandbox = $7,
-                    terms = $8 WHERE id = $1",
+                    terms = $8, route = $9 WHERE id = $1",
                 &[
                     V::S(id.to_string()),
                     V::T(record.name.as_str()),
@@ -324,10 +338,12 @@ impl Ledger {
                     V::S(json_text(&record.labels)?),
                     V::S(json_text(&record.sandbox)?),
                     V::S(json_text(&record.terms)?),
+                    V::S(route(&record.terms.reach)),
                 ],
             )
             .await?;
         transaction.commit().await?;
+        self.inner.shared.wake.wake();
         Ok(record)
     }
 
@@ -565,6 +581,55 @@ impl Ledger {
             .await?;
         transaction.commit().await
     }
+}
+
+/// Refuses terms that no job could run under.
+fn check_terms(terms: &DatabaseTerms) -> Result<()> {
+    check_labels(&terms.reach)?;
+    match terms.window.as_ref().map(JobWindow::clock) {
+        Some(Err(error)) => Err(LedgerError::Refused {
+            what: error.to_string(),
+            remedy: "write the window as HH:MM-HH:MM".to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Lets the live jobs about a database wait for the workers that reach it from now on.
+async fn reroute(
+    transaction: &mut Transaction,
+    database: DatabaseId,
+    terms: &DatabaseTerms,
+) -> Result<()> {
+    let route = route(&terms.reach);
+    let id = database.to_string();
+    let rows = transaction
+        .rows(
+            "SELECT DISTINCT kind_version FROM job WHERE database_id = $1",
+            &[V::T(&id)],
+        )
+        .await?;
+    for row in &rows {
+        let version = Fields::of(row, transaction.doing()).small("kind_version")?;
+        let moved = transaction
+            .rows(
+                "UPDATE job SET line = $3 WHERE database_id = $1 AND kind_version = $2 RETURNING id, lane, state",
+                &[
+                    V::T(&id),
+                    V::N(version.into()),
+                    V::S(line(version, &route)),
+                ],
+            )
+            .await?;
+        for row in &moved {
+            let fields = Fields::of(row, transaction.doing());
+            if fields.number("lane")? == 0 && fields.number("state")? == 0 {
+                // A queue outside the ledger has it in its old line.
+                transaction.ready.push(fields.parsed("id")?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Moves what is held and parked under a database's old name to its new one.

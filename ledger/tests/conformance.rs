@@ -51,6 +51,8 @@ conformance!(
     a_job_that_waits_is_given_another_priority,
     many_jobs_are_cancelled_while_they_run,
     dead_jobs_are_replayed_once_by_filter,
+    rule_17_a_job_runs_only_where_its_database_is_reached,
+    a_newer_version_of_a_kind_waits_for_a_worker_that_knows_it,
     rule_2_a_drain_and_a_snooze_spend_no_try,
     rule_2_transient_failures_are_retried_until_the_tries_are_spent,
     rule_2_a_permanent_failure_is_final,

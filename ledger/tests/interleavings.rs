@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Duration};
 
 use fettler_ledger::{
     ClaimRequest, Claimed, DatabaseRecord, DatabaseTerms, Ended, Ending, Fencing, Ledger,
-    LedgerError, LedgerOptions,
+    LedgerError, LedgerOptions, WorkerSkills,
 };
 use fettler_model::{
     DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority,
@@ -133,6 +133,7 @@ impl World {
             short: room,
             // Every lease has run out when somebody looks.
             lease: Duration::ZERO,
+            skills: WorkerSkills::default(),
             only: None,
         };
         let jobs = self.ledger.claim(&request).await.unwrap().jobs;
@@ -195,6 +196,7 @@ impl World {
                 let request = JobRequest {
                     tenant: TenantId::default_tenant(),
                     kind: "noop".parse().unwrap(),
+                    kind_version: 1,
                     database: database.map(|n| self.databases[n]),
                     arguments: serde_json::Value::Null,
                     exclusion: ExclusionClass::Write,

@@ -10,6 +10,7 @@ use std::{
 
 use fettler_ledger::{
     Beat, BeatAnswer, ClaimRequest, Ended, Ending, Fencing, Ledger, LedgerError, LedgerOptions,
+    WorkerSkills,
 };
 use fettler_model::{
     ErrorClass, ExclusionClass, JobRequest, JobState, JobTerms, Priority, SlotClass, TenantId,
@@ -20,6 +21,7 @@ fn request() -> JobRequest {
     JobRequest {
         tenant: TenantId::default_tenant(),
         kind: "noop".parse().unwrap(),
+        kind_version: 1,
         database: None,
         arguments: serde_json::Value::Null,
         exclusion: ExclusionClass::Free,
@@ -42,6 +44,7 @@ fn room(lease: Duration) -> ClaimRequest {
         long: 1,
         short: 1,
         lease,
+        skills: WorkerSkills::default(),
         only: None,
     }
 }

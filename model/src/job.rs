@@ -257,6 +257,9 @@ pub struct JobRequest {
     pub tenant: TenantId,
     /// What is to be done.
     pub kind: JobKindName,
+    /// The version of the kind whose arguments it holds: older workers leave it to newer ones.
+    #[serde(default = "first_version")]
+    pub kind_version: u32,
     /// The database that it is about, if it is about one.
     pub database: Option<DatabaseId>,
     /// The kind's arguments: references to secrets only, never secrets.
@@ -282,6 +285,10 @@ pub struct JobRequest {
     /// The terms under which it runs.
     #[serde(default)]
     pub terms: JobTerms,
+}
+
+const fn first_version() -> u32 {
+    1
 }
 
 /// How far a running job is. Zero totals mean that nobody knows.

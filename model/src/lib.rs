@@ -5,6 +5,7 @@ mod access;
 mod backup;
 mod id;
 mod job;
+mod load;
 mod policy;
 mod problem;
 mod scope;
@@ -26,6 +27,7 @@ pub use id::{
 pub use job::{
     AttemptOutcome, ExclusionClass, JobRequest, JobState, JobTerms, Priority, Progress, SlotClass,
 };
+pub use load::{LoadLimits, ServerLoad};
 pub use policy::{CatchUp, Overlap, PolicySpec, ProveEvery, TickOutcome, Window};
 pub use problem::{ErrorClass, Problem};
 pub use scope::{InvalidScope, Scope};

@@ -17,7 +17,7 @@ use apalis_core::{
     task::Task,
     worker::context::WorkerContext,
 };
-use fettler_ledger::{ClaimRequest, Claimed, Ending, Fencing, Ledger};
+use fettler_ledger::{ClaimRequest, Claimed, Ending, Fencing, Ledger, WorkerSkills};
 use fettler_model::{ErrorClass, JobId, JobKindName, Problem};
 use futures::task::AtomicWaker;
 use tokio::task::JoinHandle;
@@ -51,6 +51,8 @@ pub struct DeliveryOptions {
     pub lease: Duration,
     /// Only these jobs.
     pub only: Option<Vec<JobId>>,
+    /// What the worker can beside its kinds.
+    pub skills: WorkerSkills,
     /// The queue is looked at this often though nothing was said: for jobs of processes that cannot
     /// say so.
     pub look_every: Duration,
@@ -67,6 +69,7 @@ impl DeliveryOptions {
             short: 16,
             lease: Duration::from_secs(30),
             only: None,
+            skills: WorkerSkills::default(),
             look_every: Duration::from_secs(2),
         }
     }
@@ -255,6 +258,7 @@ impl Taker {
             short,
             lease: self.options.lease,
             only: self.options.only.clone(),
+            skills: self.options.skills.clone(),
         };
         let asked = Instant::now();
         let batch = self.queue.take(&request).await?;

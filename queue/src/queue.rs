@@ -26,6 +26,9 @@ pub struct WireItem {
     pub kind: JobKindName,
     /// The version of its kind.
     pub kind_version: u32,
+    /// What it asks of a worker beside its kind; empty for nothing.
+    #[serde(default)]
+    pub line: String,
     /// Which of a worker's slots it takes (rule 17).
     pub slot: SlotClass,
     /// When its age begins to count (rule 16).
@@ -41,6 +44,7 @@ impl From<&JobRecord> for WireItem {
             priority: job.priority,
             kind: job.kind.clone(),
             kind_version: job.kind_version,
+            line: job.line.clone(),
             slot: job.slot,
             since: job
                 .not_before
@@ -61,6 +65,7 @@ impl WireItem {
             priority: job.priority,
             kind: job.kind.clone(),
             kind_version: job.kind_version,
+            line: job.line.clone(),
             slot: job.slot,
             since: job.rank.plus(ageing.saturating_mul(levels)),
         }

@@ -62,6 +62,8 @@ conformance!(
     a_push_that_is_repeated_delivers_nothing_twice,
     p2_every_job_is_delivered_to_one_of_many_workers,
     p12_a_kind_that_no_worker_announced_is_not_delivered,
+    rule_4_a_limit_lets_as_many_run_and_wakes_the_next,
+    rule_17_a_job_is_delivered_only_where_its_database_is_reached,
     rule_16_what_is_urgent_is_delivered_first,
     rule_17_a_long_job_never_delays_a_short_one,
     rule_17_no_more_is_claimed_than_there_are_slots,

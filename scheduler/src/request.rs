@@ -94,6 +94,7 @@ pub fn request(
     Ok(JobRequest {
         tenant: tenant.clone(),
         kind: kind.name(),
+        kind_version: kind.version(),
         database: options.database,
         arguments,
         exclusion: kind.exclusion(),

@@ -13,9 +13,9 @@ use std::{
 };
 
 use fettler_engine::ProgressMeter;
-use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping};
+use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping, check_load};
 use fettler_ledger::{Claimed, Ended, Ending, Fencing, LedgerError};
-use fettler_model::{ErrorClass, JobWindow, Problem};
+use fettler_model::{ErrorClass, JobWindow, LoadLimits, Problem, SlotClass};
 use fettler_telemetry::metric;
 use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
@@ -140,8 +140,13 @@ impl Attempt {
     async fn run_here(&self, shared: &Shared, kind: Arc<dyn DynKind>) -> Result<Value, Failure> {
         let context = self.context(shared);
         let arguments = self.claimed.job.arguments.clone();
+        let load = self.load_limits(shared).await?;
         let mut task = AbortOnDrop(tokio::spawn(
-            async move { kind.run(&context, arguments).await }.in_current_span(),
+            async move {
+                check_load(&context, &load).await?;
+                kind.run(&context, arguments).await
+            }
+            .in_current_span(),
         ));
         tokio::select! {
             ended = &mut task => return self.read_end(ended),
@@ -169,6 +174,22 @@ impl Attempt {
                 );
                 Err(Failure::NotOurs)
             }
+        }
+    }
+
+    /// How busy the server of a long job's database may be.
+    async fn load_limits(&self, shared: &Shared) -> Result<LoadLimits, Problem> {
+        let job = &self.claimed.job;
+        match job.database {
+            Some(database) if job.slot == SlotClass::Long => {
+                match shared.ledger.database(database).await {
+                    Ok(record) => Ok(record.terms.load),
+                    // That it is gone is for the kind to say, if it needs it.
+                    Err(LedgerError::NotFound { .. }) => Ok(LoadLimits::default()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            _ => Ok(LoadLimits::default()),
         }
     }
 

@@ -19,6 +19,7 @@ mod rescue;
 mod service;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -29,7 +30,7 @@ use apalis_core::{
     monitor::Monitor, task::Task, worker::builder::WorkerBuilder as ApalisWorkerBuilder,
 };
 use fettler_jobs::{Registry, Services, StopReason};
-use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions};
+use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions, WorkerSkills};
 use fettler_model::{AttemptToken, ErrorClass, JobId, JobKindName, JobState, Problem, Progress};
 use fettler_queue::{Deliveries, Delivery, DeliveryOptions, LedgerQueue, Queue};
 use fettler_telemetry::metric;
@@ -193,6 +194,7 @@ pub struct WorkerBuilder {
     adopt: Option<(JobId, AttemptToken)>,
     isolate: Option<Arc<dyn Isolate>>,
     queue: Option<Arc<dyn Queue>>,
+    labels: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for WorkerBuilder {
@@ -229,6 +231,7 @@ impl WorkerBuilder {
             adopt: None,
             isolate: None,
             queue: None,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -247,6 +250,13 @@ impl WorkerBuilder {
             url: url.to_owned(),
             options,
         };
+        self
+    }
+
+    /// The worker's labels: databases that ask for some of them can be reached by it (rule 17).
+    #[must_use]
+    pub fn labels(mut self, labels: BTreeMap<String, String>) -> Self {
+        self.labels = labels;
         self
     }
 
@@ -315,6 +325,7 @@ impl WorkerBuilder {
             only: self.only,
             adopt: self.adopt,
             asked: Arc::default(),
+            labels: self.labels,
         }
     }
 }
@@ -330,6 +341,7 @@ pub struct Worker {
     only: Option<Vec<JobId>>,
     adopt: Option<(JobId, AttemptToken)>,
     asked: Arc<LastAsked>,
+    labels: BTreeMap<String, String>,
 }
 
 impl Worker {
@@ -413,6 +425,15 @@ impl Worker {
             short: self.slots.short,
             lease: shared.timing.lease,
             only: self.only.clone(),
+            skills: WorkerSkills {
+                versions: shared
+                    .registry
+                    .iter()
+                    .map(|kind| (kind.name(), kind.version()))
+                    .filter(|(_, version)| *version > 1)
+                    .collect(),
+                labels: self.labels.clone(),
+            },
             ..DeliveryOptions::new(self.name.clone(), kinds)
         };
         let queue = Arc::new(UntilDrain {

@@ -189,6 +189,22 @@ fn terms(now: &DatabaseTerms, args: &DatabaseTermsArgs) -> Result<Option<Databas
             })?;
         }
     }
+    // Zero takes a limit away.
+    let change = |limit: &mut Option<u64>, given: Option<u64>| {
+        if let Some(most) = given {
+            *limit = Some(most).filter(|most| *most > 0);
+        }
+    };
+    change(&mut terms.load.connections, args.max_connections);
+    change(&mut terms.load.replication_lag_seconds, args.max_lag);
+    change(&mut terms.load.latency_milliseconds, args.max_latency);
+    for (name, value) in &args.reach {
+        if value.is_empty() {
+            terms.reach.remove(name);
+        } else {
+            terms.reach.insert(name.clone(), value.clone());
+        }
+    }
     Ok((terms != *now).then_some(terms))
 }
 
@@ -245,8 +261,11 @@ fn nothing_changes(record: &DatabaseRecord) -> Failure {
 }
 
 fn labels(record: &DatabaseRecord) -> String {
-    record
-        .labels
+    words(&record.labels)
+}
+
+fn words(labels: &BTreeMap<String, String>) -> String {
+    labels
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect::<Vec<_>>()
@@ -295,6 +314,8 @@ fn text(record: &DatabaseRecord) -> String {
                     )
                 }),
         ),
+        ("long jobs up to", record.terms.load.to_string()),
+        ("reached with", words(&record.terms.reach)),
         ("since", units::moment(record.created)),
     ])
 }

@@ -424,6 +424,12 @@ fn text(shown: &Shown) -> String {
             },
         ),
         (
+            "timeout",
+            spec.timeout_seconds.map_or_else(String::new, |seconds| {
+                units::span(std::time::Duration::from_secs(seconds))
+            }),
+        ),
+        (
             "window",
             spec.window.as_ref().map_or_else(String::new, |window| {
                 format!("{} to {}", window.from, window.to)

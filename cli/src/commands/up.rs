@@ -49,11 +49,13 @@ pub(crate) async fn api(app: &App) -> Outcome {
     serve(app, up, signals, &what).await
 }
 
-/// A worker of a fleet.
+/// A worker of a fleet, with its labels beside those of the settings.
 pub(crate) async fn worker(app: &App, args: &WorkerArgs) -> Outcome {
     let signals = Signals::listen()?;
     let mut up = Up::empty();
-    let worker = run::worker(app).await?.build();
+    let mut labels = run::labels(app)?;
+    labels.extend(args.labels.iter().cloned());
+    let worker = run::worker(app).await?.labels(labels).build();
     let readiness = worker.readiness();
     up.add_probes(&args.probes, Arc::new(move || readiness.check()))
         .await?;

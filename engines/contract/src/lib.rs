@@ -16,7 +16,7 @@ use std::{fmt, path::PathBuf};
 
 use async_trait::async_trait;
 use fettler_model::{
-    DatabaseName, DatabaseUrl, Engine, ObjectFacts, Secret, SecretReference, Warning,
+    DatabaseName, DatabaseUrl, Engine, ObjectFacts, Secret, SecretReference, ServerLoad, Warning,
 };
 use serde::{Deserialize, Serialize};
 
@@ -238,6 +238,11 @@ pub trait DatabaseEngine: fmt::Debug + Send + Sync {
         copy: &Target,
         expected: &BackupReport,
     ) -> Result<Vec<ObjectFacts>, EngineError>;
+
+    /// How busy the server is, as far as it tells: cheap, and asked before long work.
+    async fn load(&self, _target: &Target) -> Result<ServerLoad, EngineError> {
+        Ok(ServerLoad::default())
+    }
 
     /// About how many bytes are free where `target` would be restored to, if that can be told.
     async fn free_bytes(&self, target: &Target) -> Result<Option<u64>, EngineError>;

@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod identify;
 mod large_objects;
+mod load;
 mod names;
 mod params;
 mod restore;
@@ -32,7 +33,7 @@ use fettler_engine::{
     PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, StreamSink,
     StreamSource, Target,
 };
-use fettler_model::{Engine, ObjectFacts};
+use fettler_model::{Engine, ObjectFacts, ServerLoad};
 use params::Params;
 use tools::Tools;
 
@@ -89,6 +90,10 @@ impl DatabaseEngine for PostgresEngine {
 
     async fn identify(&self, target: &Target) -> Result<Identity, EngineError> {
         identify::identify(target).await
+    }
+
+    async fn load(&self, target: &Target) -> Result<ServerLoad, EngineError> {
+        load::load(target).await
     }
 
     async fn preflight(

@@ -397,6 +397,7 @@ async fn submit_proof(
             kind: Prove::NAME
                 .parse()
                 .expect("the names of job kinds are valid"),
+            kind_version: <Prove as JobKind>::VERSION,
             database: context.job.database,
             arguments: serde_json::to_value(proof).expect("the arguments hold only text"),
             exclusion: Prove::EXCLUSION,

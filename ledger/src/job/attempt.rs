@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::claim::alive_until;
 use crate::{
-    Beat, BeatAnswer, Fencing, Ledger, LedgerError, LogLine, Result, WorkerRecord,
+    Beat, BeatAnswer, Fencing, Ledger, LedgerError, LogLine, Result, WorkerRecord, WorkerSkills,
     dialect::Column,
     row::{Fields, json_text},
     store::{Transaction, V},
@@ -259,9 +259,25 @@ impl Ledger {
         kinds: &[JobKindName],
         lease: Duration,
     ) -> Result<()> {
+        self.announce_skilled(worker, kinds, &WorkerSkills::default(), lease)
+            .await
+    }
+
+    /// The same, with what it can beside that.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn announce_skilled(
+        &self,
+        worker: &str,
+        kinds: &[JobKindName],
+        skills: &WorkerSkills,
+        lease: Duration,
+    ) -> Result<()> {
         let mut transaction = self.inner.store.begin("announcing a worker").await?;
         let now = transaction.now().await?;
-        announce(&mut transaction, worker, Some(kinds), now, lease).await?;
+        announce(&mut transaction, worker, Some((kinds, skills)), now, lease).await?;
         transaction.commit().await
     }
 
@@ -291,7 +307,7 @@ impl Ledger {
             .store
             .read(
                 DOING,
-                "SELECT id, kinds, first_seen, last_seen, alive_until FROM worker ORDER BY id",
+                "SELECT id, kinds, versions, labels, first_seen, last_seen, alive_until FROM worker ORDER BY id",
                 &[],
             )
             .await?;
@@ -301,6 +317,10 @@ impl Ledger {
                 Ok(WorkerRecord {
                     id: fields.text("id")?,
                     kinds: fields.json("kinds")?,
+                    skills: WorkerSkills {
+                        versions: fields.json("versions")?,
+                        labels: fields.json("labels")?,
+                    },
                     first_seen: fields.time("first_seen")?,
                     last_seen: fields.time("last_seen")?,
                     alive_until: fields.time("alive_until")?,
@@ -336,27 +356,28 @@ pub(crate) async fn fence(transaction: &mut Transaction, fencing: Fencing) -> Re
 pub(super) async fn announce(
     transaction: &mut Transaction,
     worker: &str,
-    kinds: Option<&[JobKindName]>,
+    can: Option<(&[JobKindName], &WorkerSkills)>,
     now: Timestamp,
     lease: Duration,
 ) -> Result<()> {
-    let keep = if kinds.is_some() {
-        "excluded.kinds"
-    } else {
-        "worker.kinds"
-    };
+    let from = if can.is_some() { "excluded" } else { "worker" };
+    let nothing = WorkerSkills::default();
+    let (kinds, skills) = can.unwrap_or((&[], &nothing));
     transaction
         .execute(
             format!(
-                "INSERT INTO worker (id, kinds, first_seen, last_seen, alive_until, swept) VALUES ($1, $2, $3, $3, $4, 0)
-                 ON CONFLICT (id) DO UPDATE SET kinds = {keep}, last_seen = excluded.last_seen,
-                    alive_until = excluded.alive_until, swept = 0"
+                "INSERT INTO worker (id, kinds, first_seen, last_seen, alive_until, swept, versions, labels)
+                 VALUES ($1, $2, $3, $3, $4, 0, $5, $6)
+                 ON CONFLICT (id) DO UPDATE SET kinds = {from}.kinds, versions = {from}.versions, labels = {from}.labels,
+                    last_seen = excluded.last_seen, alive_until = excluded.alive_until, swept = 0"
             ),
             &[
                 V::T(worker),
-                V::S(json_text(kinds.unwrap_or_default())?),
+                V::S(json_text(kinds)?),
                 V::N(now.micros()),
                 V::N(alive_until(now, lease).micros()),
+                V::S(json_text(&skills.versions)?),
+                V::S(json_text(&skills.labels)?),
             ],
         )
         .await?;

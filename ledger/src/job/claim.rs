@@ -16,6 +16,7 @@ use super::{
     finish::{Finish, finish, pass_turns, wake_first},
     id_list,
     limits::{self, Limits},
+    lines,
     order::{self, Hints, LinesSeen},
 };
 use crate::{
@@ -82,6 +83,11 @@ impl Ledger {
                 next_due_in: due.map(|due| due.since(now)),
             });
         }
+        let routes = if outlook.has_routes {
+            lines::routes(&self.inner.store).await?
+        } else {
+            BTreeSet::new()
+        };
         let mut transaction = self.inner.store.begin(DOING).await?;
         let now = transaction.now().await?;
         if is_due {
@@ -92,7 +98,7 @@ impl Ledger {
             super::attempt::announce(
                 &mut transaction,
                 &request.worker,
-                Some(&request.kinds),
+                Some((&request.kinds, &request.skills)),
                 now,
                 request.lease,
             )
@@ -104,6 +110,7 @@ impl Ledger {
             ageing: self.inner.shared.options.ageing,
             seen: &self.inner.lines_seen,
             has_rules: outlook.has_rules,
+            lines: lines::lines_for(request, &routes),
         };
         let outcome = match ids {
             Some(ids) => claim_given(&mut transaction, &batch, ids).await?,
@@ -143,7 +150,8 @@ impl Ledger {
                     CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 1 AND kind {among} AND lane = 0 AND state = 0)
                          THEN 1 ELSE 0 END AS ready_short,
                     CASE WHEN EXISTS (SELECT 1 FROM job_limit) OR EXISTS (SELECT 1 FROM pause)
-                         THEN 1 ELSE 0 END AS rules",
+                         THEN 1 ELSE 0 END AS rules,
+                    CASE WHEN EXISTS (SELECT 1 FROM database_record WHERE route <> '') THEN 1 ELSE 0 END AS routes",
             among = store.dialect.among(1)
         );
         let row = store
@@ -159,6 +167,7 @@ impl Ledger {
             is_ready: (request.long > 0 && fields.number("ready_long")? != 0)
                 || (request.short > 0 && fields.number("ready_short")? != 0),
             has_rules: fields.number("rules")? != 0,
+            has_routes: fields.number("routes")? != 0,
         })
     }
 
@@ -206,8 +215,13 @@ impl Ledger {
     /// Says that a worker is there which found nothing to do.
     async fn keep_announced(&self, request: &ClaimRequest) -> Result<()> {
         if self.must_announce(request) {
-            self.announce_worker(&request.worker, &request.kinds, request.lease)
-                .await?;
+            self.announce_skilled(
+                &request.worker,
+                &request.kinds,
+                &request.skills,
+                request.lease,
+            )
+            .await?;
             self.announced(request);
         }
         Ok(())
@@ -242,6 +256,8 @@ struct Outlook {
     is_ready: bool,
     /// There are limits or pauses.
     has_rules: bool,
+    /// There are databases that not every worker reaches.
+    has_routes: bool,
 }
 
 /// What a batch of claims works with.
@@ -252,6 +268,8 @@ struct Batch<'r> {
     seen: &'r LinesSeen,
     /// There are limits or pauses.
     has_rules: bool,
+    /// The lines of each kind that the worker can serve.
+    lines: Vec<(JobKindName, String)>,
 }
 
 /// What a batch of claims gave.
@@ -278,7 +296,7 @@ async fn claim_in_order(transaction: &mut Transaction, batch: &Batch<'_>) -> Res
     for _ in 0..ROUNDS {
         let chosen = order::choose(
             transaction,
-            &batch.request.kinds,
+            &batch.lines,
             &room,
             &hints,
             &passed,
@@ -289,7 +307,7 @@ async fn claim_in_order(transaction: &mut Transaction, batch: &Batch<'_>) -> Res
         if chosen.jobs.is_empty() {
             return Ok(outcome);
         }
-        let candidates = lock_candidates(transaction, batch.request, &chosen.jobs).await?;
+        let candidates = lock_candidates(transaction, batch, &chosen.jobs).await?;
         let locked: HashSet<JobId> = candidates.iter().map(Row::id).collect();
         passed.extend(chosen.jobs.iter().filter(|id| !locked.contains(*id)));
         let before = outcome.claimed.len();
@@ -322,7 +340,7 @@ async fn claim_given(
     if ids.is_empty() {
         return Ok(outcome);
     }
-    let candidates = lock_candidates(transaction, batch.request, ids).await?;
+    let candidates = lock_candidates(transaction, batch, ids).await?;
     decide(
         transaction,
         batch,
@@ -366,7 +384,7 @@ impl Room {
 /// order given.
 async fn lock_candidates(
     transaction: &mut Transaction,
-    request: &ClaimRequest,
+    batch: &Batch<'_>,
     ids: &[JobId],
 ) -> Result<Vec<Row>> {
     let dialect = transaction.dialect;
@@ -379,13 +397,20 @@ async fn lock_candidates(
     );
     let values = [
         V::S(id_list(ids.iter().copied())),
-        V::S(json_text(&request.kinds)?),
+        V::S(json_text(&batch.request.kinds)?),
     ];
     let rows = transaction.rows(sql, &values).await?;
+    let served: HashSet<(&JobKindName, &str)> = batch
+        .lines
+        .iter()
+        .map(|(kind, line)| (kind, line.as_str()))
+        .collect();
     let mut candidates = rows
         .iter()
         .map(|row| Row::read(row, DOING))
         .collect::<Result<Vec<_>>>()?;
+    // What this worker cannot run is another one's.
+    candidates.retain(|row| served.contains(&(&row.record.kind, row.record.line.as_str())));
     let place: HashMap<JobId, usize> = ids.iter().copied().zip(0..).collect();
     candidates.sort_by_key(|row| place.get(&row.id()).copied());
     Ok(candidates)

@@ -317,6 +317,7 @@ fn again(old: JobRecord) -> JobRequest {
     JobRequest {
         tenant: old.tenant,
         kind: old.kind,
+        kind_version: old.kind_version,
         database: old.database,
         arguments: old.arguments,
         exclusion: old.exclusion,

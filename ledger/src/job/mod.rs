@@ -6,6 +6,7 @@ mod complete;
 mod control;
 mod finish;
 mod limits;
+mod lines;
 mod order;
 mod queued;
 mod read;
@@ -19,6 +20,7 @@ pub(crate) use attempt::fence;
 pub(crate) use claim::{identity_name, record_name};
 pub(crate) use complete::{Completion, complete_all};
 pub(crate) use finish::{event, wake_first};
+pub(crate) use lines::{check_labels, line, route};
 pub(crate) use order::{LinesSeen, WEIGHT};
 pub(crate) use read::{find_by_part, pattern_of};
 pub(crate) use submit::{Submission, submit_all, submit_in};
@@ -31,21 +33,22 @@ const COMMON: &str = "id, tenant, kind, kind_version, database_id, arguments, ex
 
 /// The rest of a live job's columns, in the order of [`ENDED`].
 const LIVE: &str = "CAST(NULL AS BIGINT) AS ended, CAST(NULL AS TEXT) AS result, lane, parked_at, wait, isolated, \
-    lease_until, rank, holds, died";
+    lease_until, rank, holds, died, line";
 
 /// The rest of an ended job's columns.
 const ENDED: &str = "ended, result, 0 AS lane, CAST(NULL AS TEXT) AS parked_at, 0 AS wait, 0 AS isolated, \
-    CAST(NULL AS BIGINT) AS lease_until, submitted AS rank, CAST(NULL AS TEXT) AS holds, 0 AS died";
+    CAST(NULL AS BIGINT) AS lease_until, submitted AS rank, CAST(NULL AS TEXT) AS holds, 0 AS died, \
+    CAST('' AS TEXT) AS line";
 
 /// Where a live job stands: who holds the database at which it is parked; how many claimable jobs of its
 /// tenant and kind come before it (counted to a hundred), and which comes first.
 const STANDS: &str = "(SELECT r.job FROM resource r WHERE r.name = j.parked_at) AS holder, \
     (SELECT r.kind FROM resource r WHERE r.name = j.parked_at) AS holder_kind, \
     CASE WHEN j.lane = 0 AND j.state = 0 THEN (SELECT COUNT(*) FROM (SELECT a.id FROM job a \
-        WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.tenant = j.tenant AND a.state = 0 \
+        WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.line = j.line AND a.tenant = j.tenant AND a.state = 0 \
           AND (a.rank, a.id) < (j.rank, j.id) LIMIT 100) c) ELSE 0 END AS ahead, \
     CASE WHEN j.lane = 0 AND j.state = 0 THEN (SELECT a.id FROM job a \
-        WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.tenant = j.tenant AND a.state = 0 \
+        WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.line = j.line AND a.tenant = j.tenant AND a.state = 0 \
         ORDER BY a.rank, a.id LIMIT 1) END AS first";
 
 /// The same of an ended job.
@@ -157,6 +160,7 @@ fn record(row: &AnyRow, doing: &'static str) -> Result<JobRecord> {
         cancel_requested: fields.time_or_none("cancel")?,
         progress: fields.json_or_none("progress")?,
         terms: fields.json_or_none("terms")?.unwrap_or_default(),
+        line: fields.text("line")?,
         result: fields.json_or_none("result")?,
         problem,
     })

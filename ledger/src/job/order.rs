@@ -49,7 +49,7 @@ pub(super) struct Hints {
     pub(super) slots: BTreeSet<i64>,
 }
 
-/// The claimable jobs of a slot class, kind and tenant: the first of them, by rank.
+/// The claimable jobs of a slot class, kind, line (src/job/lines.rs) and tenant: the first of them, by rank.
 #[derive(Debug)]
 struct Line {
     slot: i64,
@@ -118,7 +118,7 @@ pub(super) fn level(rank: i64, now: Timestamp, ageing: Duration) -> i64 {
 /// what it takes, and `passed` are those that somebody else had locked then.
 pub(super) async fn choose(
     transaction: &mut Transaction,
-    kinds: &[JobKindName],
+    served: &[(JobKindName, String)],
     room: &Room,
     hints: &Hints,
     passed: &HashSet<JobId>,
@@ -130,10 +130,10 @@ pub(super) async fn choose(
         .into_iter()
         .filter(|(slot, room)| *room > 0 && !hints.slots.contains(slot))
         .flat_map(|(slot, _)| {
-            kinds
+            served
                 .iter()
-                .filter(|kind| !hints.kinds.contains(kind.as_str()))
-                .map(move |kind| json!({"vslot": slot, "vkind": kind}))
+                .filter(|(kind, _)| !hints.kinds.contains(kind.as_str()))
+                .map(move |(kind, line)| json!({"vslot": slot, "vkind": kind, "vline": line}))
         })
         .collect();
     if wanted.is_empty() {
@@ -261,29 +261,37 @@ async fn read_lines(
     each: usize,
 ) -> Result<Vec<Line>> {
     let dialect = transaction.dialect;
-    let wants = dialect.rows(1, &[("vslot", Column::Number), ("vkind", Column::Text)]);
+    let wants = dialect.rows(
+        1,
+        &[
+            ("vslot", Column::Number),
+            ("vkind", Column::Text),
+            ("vline", Column::Text),
+        ],
+    );
     let first = format!(
         "SELECT j.id, j.rank FROM job j
-         WHERE j.slot = l.slot AND j.kind = l.kind AND j.lane = 0 AND j.tenant = l.tenant
+         WHERE j.slot = l.slot AND j.kind = l.kind AND j.lane = 0 AND j.line = l.line AND j.tenant = l.tenant
            AND j.state = 0 AND NOT (j.id {})
          ORDER BY j.rank, j.id LIMIT $3",
         dialect.among(2)
     );
     let sql = format!(
-        "WITH RECURSIVE line (slot, kind, tenant) AS (
-             SELECT v.vslot, v.vkind,
-                    (SELECT MIN(j.tenant) FROM job j WHERE j.slot = v.vslot AND j.kind = v.vkind AND j.lane = 0)
+        "WITH RECURSIVE found (slot, kind, line, tenant) AS (
+             SELECT v.vslot, v.vkind, v.vline,
+                    (SELECT MIN(j.tenant) FROM job j
+                     WHERE j.slot = v.vslot AND j.kind = v.vkind AND j.lane = 0 AND j.line = v.vline)
              FROM {wants} v
              UNION ALL
-             SELECT l.slot, l.kind,
+             SELECT l.slot, l.kind, l.line,
                     (SELECT MIN(j.tenant) FROM job j
-                     WHERE j.slot = l.slot AND j.kind = l.kind AND j.lane = 0 AND j.tenant > l.tenant)
-             FROM line l WHERE l.tenant IS NOT NULL
+                     WHERE j.slot = l.slot AND j.kind = l.kind AND j.lane = 0 AND j.line = l.line AND j.tenant > l.tenant)
+             FROM found l WHERE l.tenant IS NOT NULL
          )
-         SELECT l.slot AS slot, l.kind AS kind, l.tenant AS tenant, h.id AS id, h.rank AS rank
-         FROM line l CROSS JOIN {}
+         SELECT l.slot AS slot, l.kind AS kind, l.line AS line, l.tenant AS tenant, h.id AS id, h.rank AS rank
+         FROM found l CROSS JOIN {}
          WHERE l.tenant IS NOT NULL AND NOT (l.tenant {})
-         ORDER BY l.slot, l.kind, l.tenant, h.rank, h.id",
+         ORDER BY l.slot, l.kind, l.line, l.tenant, h.rank, h.id",
         dialect.each_of("job", "h", "id", &first),
         dialect.among(4),
     );
@@ -294,18 +302,19 @@ async fn read_lines(
         V::S(json_text(&hints.tenants)?),
     ];
     let mut lines: Vec<Line> = Vec::new();
-    let mut last: Option<(i64, String, String)> = None;
+    let mut last: Option<(i64, String, String, String)> = None;
     for row in &transaction.rows(sql, &values).await? {
         let fields = Fields::of(row, DOING);
         let of = (
             fields.number("slot")?,
             fields.text("kind")?,
+            fields.text("line")?,
             fields.text("tenant")?,
         );
         if last.as_ref() != Some(&of) {
             lines.push(Line {
                 slot: of.0,
-                tenant: of.2.clone(),
+                tenant: of.3.clone(),
                 jobs: VecDeque::new(),
                 is_cut: false,
             });

@@ -11,10 +11,10 @@ const DOING: &str = "reading queued jobs";
 /// The largest page.
 const MAX_PAGE: usize = 1000;
 /// The columns of [`QueuedJob`].
-const COLUMNS: &str = "id, tenant, kind, kind_version, slot, priority, rank, token";
+const COLUMNS: &str = "id, tenant, kind, kind_version, line, slot, priority, rank, token";
 
 impl Ledger {
-    /// The lines of claimable jobs: each slot class, kind and tenant is an order of its own.
+    /// The lines of claimable jobs: each slot class, kind, line (what is asked of a worker) and tenant is an order of its own.
     ///
     /// # Errors
     ///
@@ -25,7 +25,7 @@ impl Ledger {
             .store
             .read(
                 DOING,
-                "SELECT DISTINCT slot, kind, tenant FROM job WHERE lane = 0 AND state = 0 ORDER BY slot, kind, tenant",
+                "SELECT DISTINCT slot, kind, line, tenant FROM job WHERE lane = 0 AND state = 0 ORDER BY slot, kind, line, tenant",
                 &[],
             )
             .await?;
@@ -35,6 +35,7 @@ impl Ledger {
                 Ok(QueuedLine {
                     slot: fields.code("slot", codes::slot_of)?,
                     kind: fields.parsed("kind")?,
+                    line: fields.text("line")?,
                     tenant: fields.parsed("tenant")?,
                 })
             })
@@ -58,7 +59,7 @@ impl Ledger {
         });
         let sql = format!(
             "SELECT {COLUMNS} FROM job
-             WHERE slot = $1 AND kind = $2 AND lane = 0 AND tenant = $3 AND (rank, id) > ($4, $5) AND state = 0
+             WHERE slot = $1 AND kind = $2 AND lane = 0 AND line = $6 AND tenant = $3 AND (rank, id) > ($4, $5) AND state = 0
              ORDER BY rank, id LIMIT {}",
             limit.min(MAX_PAGE)
         );
@@ -68,6 +69,7 @@ impl Ledger {
             V::T(line.tenant.as_str()),
             V::N(rank),
             V::S(id),
+            V::T(&line.line),
         ];
         let rows = self.inner.store.read(DOING, sql, &values).await?;
         rows.iter().map(queued_job).collect()
@@ -101,6 +103,7 @@ fn queued_job(row: &AnyRow) -> Result<QueuedJob> {
         priority: Priority::from_level(fields.number("priority")?),
         kind: fields.parsed("kind")?,
         kind_version: fields.small("kind_version")?,
+        line: fields.text("line")?,
         slot: fields.code("slot", codes::slot_of)?,
         rank: fields.time("rank")?,
     })

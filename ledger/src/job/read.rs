@@ -2,19 +2,19 @@
 //! moment is seen once (rule 12). Why a job waits is told by the resource that refused it and by the
 //! workers that there are (P12).
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
-use fettler_model::{AttemptToken, JobId, JobKindName, JobState, TenantId, WaitReason};
+use fettler_model::{AttemptToken, JobId, JobState, TenantId, WaitReason};
 
 use super::{
     COMMON, ENDED, LIVE, STANDS, STOOD,
     control::not_found,
     limits::{self, limit_reason},
-    record,
+    lines, record,
 };
 use crate::{
     AttemptRecord, Counts, JobFilter, JobRecord, Ledger, LedgerError, LimitRecord, PauseRecord,
-    Result, codes,
+    Result, WorkerRecord, WorkerSkills, codes,
     row::{Fields, json_text},
     store::V,
 };
@@ -292,7 +292,7 @@ pub(super) fn conditions(filter: &JobFilter) -> Result<(Vec<String>, Vec<V<'stat
 struct Reasons {
     limits: Vec<LimitRecord>,
     pauses: Vec<PauseRecord>,
-    kinds: HashSet<JobKindName>,
+    workers: Vec<WorkerRecord>,
 }
 
 impl Reasons {
@@ -302,10 +302,9 @@ impl Reasons {
         Ok(Self {
             limits: ledger.limits().await?,
             pauses: ledger.pauses().await?,
-            kinds: workers
+            workers: workers
                 .into_iter()
                 .filter(|worker| worker.alive_until > now)
-                .flat_map(|worker| worker.kinds)
                 .collect(),
         })
     }
@@ -354,10 +353,8 @@ impl Reasons {
         {
             return Ok(paused(pause));
         }
-        if !self.kinds.contains(&record.kind) {
-            return Ok(WaitReason::NoWorkerForKind {
-                kind: record.kind.clone(),
-            });
+        if let Some(reason) = self.without_worker(record) {
+            return Ok(reason);
         }
         let counts = limits::limits_on(record, None);
         let full = self
@@ -372,6 +369,31 @@ impl Reasons {
             Some(job) if ahead > 0 => WaitReason::QueuedBehind { job, ahead },
             _ => WaitReason::Ready,
         })
+    }
+}
+
+impl Reasons {
+    /// What the living workers lack for a job.
+    fn without_worker(&self, record: &JobRecord) -> Option<WaitReason> {
+        let mut able: Vec<&WorkerSkills> = self
+            .workers
+            .iter()
+            .filter(|worker| worker.kinds.contains(&record.kind))
+            .map(|worker| &worker.skills)
+            .collect();
+        let kind = record.kind.clone();
+        if able.is_empty() {
+            return Some(WaitReason::NoWorkerForKind { kind });
+        }
+        let version = record.kind_version;
+        able.retain(|skills| skills.versions.get(&kind).copied().unwrap_or(1) >= version);
+        if able.is_empty() {
+            return Some(WaitReason::NoWorkerForVersion { kind, version });
+        }
+        let labels = lines::labels_of(&record.line);
+        able.retain(|skills| lines::reaches(&skills.labels, &labels));
+        able.is_empty()
+            .then_some(WaitReason::NoWorkerReaches { labels })
     }
 }
 

@@ -10,6 +10,7 @@ use fettler_model::{DatabaseId, JobId, JobRequest, JobTerms, Priority, TenantId,
 use serde_json::{Value, json};
 use tracing::{Instrument, Span};
 
+use super::{line, route};
 use crate::{
     DatabaseTerms, Idempotency, Ledger, LedgerError, Result, Submitted, codes,
     dialect::Column,
@@ -37,6 +38,8 @@ pub(crate) struct Submission {
     pub(crate) id: JobId,
     pub(crate) request: JobRequest,
     pub(crate) idempotency: Option<Idempotency>,
+    /// What the job asks of a worker beside its kind.
+    line: String,
 }
 
 impl Ledger {
@@ -180,6 +183,7 @@ impl Submission {
         }
         Ok(Self {
             id: JobId::new(),
+            line: line(request.kind_version, ""),
             request,
             idempotency,
         })
@@ -188,7 +192,7 @@ impl Submission {
 
 impl Submission {
     /// The same, with no higher priority than its tenant may have, in its database's window where it has none
-    /// of its own.
+    /// of its own, for the workers that reach it.
     fn under(
         &self,
         ceilings: &HashMap<TenantId, Priority>,
@@ -202,10 +206,16 @@ impl Submission {
             .database
             .and_then(|database| owners.get(&database)?.terms.window.as_ref())
             .filter(|_| request.terms.window.is_none());
-        if priority == request.priority && window.is_none() {
+        let route = request
+            .database
+            .and_then(|database| owners.get(&database))
+            .map(|owner| route(&owner.terms.reach))
+            .unwrap_or_default();
+        if priority == request.priority && window.is_none() && route.is_empty() {
             return Cow::Borrowed(self);
         }
         let mut submission = self.clone();
+        submission.line = line(request.kind_version, &route);
         submission.request.priority = priority;
         if let Some(window) = window {
             submission.request.terms.window = Some(window.clone());
@@ -316,8 +326,10 @@ async fn owners(
         return Ok(HashMap::new());
     }
     let sql = format!(
-        "SELECT id, tenant, terms FROM database_record WHERE id {}",
-        transaction.dialect.among(1)
+        "SELECT id, tenant, terms FROM database_record WHERE id {} ORDER BY id {}",
+        transaction.dialect.among(1),
+        // Whoever changes the terms finds these jobs.
+        transaction.dialect.for_share()
     );
     let rows = transaction.rows(sql, &[V::S(json_text(&named)?)]).await?;
     rows.iter()
@@ -439,13 +451,15 @@ async fn insert(
     let ageing = i64::try_from(shared.options.ageing.as_micros()).unwrap_or(i64::MAX / 8);
     let rows: Vec<Value> = submissions
         .iter()
-        .map(|Submission { id, request, .. }| {
+        .map(|Submission { id, request, line, .. }| {
             let due = request.not_before.filter(|at| *at > now);
             let from = due.unwrap_or(now);
             Ok(json!({
                 "id": id,
                 "tenant": request.tenant,
                 "kind": request.kind,
+                "kind_version": request.kind_version.max(1),
+                "line": line,
                 "database_id": request.database,
                 "arguments": json_text(&request.arguments)?,
                 "exclusion": codes::exclusion(request.exclusion),
@@ -485,15 +499,17 @@ async fn insert(
             ("lane", Column::Number),
             ("wait", Column::Number),
             ("terms", Column::Text),
+            ("kind_version", Column::Number),
+            ("line", Column::Text),
         ],
     );
     // WHERE keeps SQLite from reading ON CONFLICT as a join's ON.
     let sql = format!(
         "INSERT INTO job (id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, rank, submitted,
-                          due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, terms, tries, lost, died,
-                          isolated, state, token)
-         SELECT id, tenant, kind, 1, database_id, arguments, exclusion, slot, priority, rank, $2,
-                due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, terms, 0, 0, 0, 0, 0, 0
+                          due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, terms, line, tries,
+                          lost, died, isolated, state, token)
+         SELECT id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, rank, $2,
+                due, deadline, max_tries, unique_key, retry_of, tags, lane, wait, terms, line, 0, 0, 0, 0, 0, 0
          FROM {source} v WHERE 1 = 1 {on_conflict}"
     );
     let inserted = transaction

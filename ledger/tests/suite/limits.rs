@@ -1,6 +1,6 @@
 //! Limits, pauses and windows: what keeps a job back, and what it says about it (P12, rules 3 and 4).
 
-use fettler_ledger::{DatabaseTerms, LimitRecord};
+use fettler_ledger::{LimitRecord, WorkerSkills};
 use fettler_model::{JobWindow, Scope, Window};
 
 use super::*;
@@ -59,18 +59,18 @@ async fn limit(ledger: &Ledger, name: &str) -> LimitRecord {
 }
 
 pub async fn rule_3_a_limit_is_never_exceeded_and_leaves_no_slot_idle(place: &Place) {
-    const JOBS: usize = 300;
+    let jobs = std::env::var("FETTLER_TEST_JOBS").map_or(300, |text| text.parse().unwrap());
     let ledger = place.open().await;
     ledger.set_limit(&scope("tenant/acme"), 2).await.unwrap();
-    let ids = submit_many(&ledger, JOBS, "acme").await;
+    let ids = submit_many(&ledger, jobs, "acme").await;
     // Delivered one by one by a queue that knows nothing of limits.
     let (tried, idle) = deliver_all(&ledger, ids, 10).await;
-    assert!(tried < 3 * JOBS, "{tried} deliveries of {JOBS} jobs");
+    assert!(tried < 3 * jobs, "{tried} deliveries of {jobs} jobs");
     assert_eq!(idle, 0, "a slot stood idle");
     assert_eq!(limit(&ledger, "tenant/acme").await.running, 0);
 
     // By many workers at once, from the ledger's own order.
-    submit_many(&ledger, JOBS, "acme").await;
+    submit_many(&ledger, jobs, "acme").await;
     let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let now = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let mut workers = tokio::task::JoinSet::new();
@@ -593,9 +593,11 @@ pub async fn a_job_that_waits_is_given_another_priority(place: &Place) {
 }
 
 pub async fn many_jobs_are_cancelled_while_they_run(place: &Place) {
-    const JOBS: u64 = 1_300;
+    let count: usize =
+        std::env::var("FETTLER_TEST_JOBS").map_or(1_300, |text| text.parse().unwrap());
+    let jobs = count as u64;
     let ledger = place.open().await;
-    submit_many(&ledger, 1_300, "acme").await;
+    submit_many(&ledger, count, "acme").await;
     let other = submit_many(&ledger, 1, "other").await[0];
     ledger.set_limit(&scope("tenant/acme"), 5).await.unwrap();
     let running: Vec<Claimed> = ledger
@@ -612,10 +614,10 @@ pub async fn many_jobs_are_cancelled_while_they_run(place: &Place) {
         ..JobFilter::default()
     };
     let would = ledger.cancel_matching(&filter, true).await.unwrap();
-    assert_eq!((would.cancelled, would.asked), (JOBS - 5, 5));
+    assert_eq!((would.cancelled, would.asked), (jobs - 5, 5));
     assert_eq!(
         ledger.counts().await.unwrap().queued,
-        JOBS - 5,
+        jobs - 5,
         "nothing was done"
     );
 
@@ -639,7 +641,7 @@ pub async fn many_jobs_are_cancelled_while_they_run(place: &Place) {
     });
     let done = ledger.cancel_matching(&filter, false).await.unwrap();
     worker.await.unwrap();
-    assert!(done.cancelled + done.asked >= JOBS - 5 - 5, "{done:?}");
+    assert!(done.cancelled + done.asked >= jobs - 5 - 5, "{done:?}");
     // What ran meanwhile, and went back, was asked to stop: it ended then (rule 1).
     let left = ledger.cancel_matching(&filter, false).await.unwrap();
     assert_eq!((left.cancelled, left.asked), (0, 0));
@@ -687,4 +689,102 @@ pub async fn dead_jobs_are_replayed_once_by_filter(place: &Place) {
     };
     let none = ledger.replay_matching(&strangers, true).await.unwrap();
     assert_eq!(none.submitted, 0);
+}
+
+fn dmz() -> std::collections::BTreeMap<String, String> {
+    [("zone".to_owned(), "dmz".to_owned())].into()
+}
+
+pub async fn rule_17_a_job_runs_only_where_its_database_is_reached(place: &Place) {
+    let ledger = place.open().await;
+    let inside = add_database(&ledger, "inside").await;
+    let outside = add_database(&ledger, "outside").await;
+    let reach = |reach| DatabaseChange {
+        terms: Some(DatabaseTerms {
+            reach,
+            ..DatabaseTerms::default()
+        }),
+        ..DatabaseChange::default()
+    };
+    ledger.edit_database(inside, reach(dmz())).await.unwrap();
+    let mut unreached = Vec::new();
+    for _ in 0..20 {
+        let look = JobRequest {
+            database: Some(inside),
+            ..request("noop")
+        };
+        unreached.push(submit(&ledger, look).await);
+    }
+    let reached = submit(&ledger, backup_of(outside)).await;
+    let after = submit(&ledger, request("noop")).await;
+    // What it does not reach delays nothing of what it does.
+    let plain = ledger.claim(&room("plain", LONG)).await.unwrap().jobs;
+    let ids: HashSet<JobId> = plain.iter().map(|one| one.job.id).collect();
+    assert_eq!(ids, HashSet::from([reached, after]));
+    assert_eq!(
+        ledger.job(unreached[0]).await.unwrap().wait,
+        Some(WaitReason::NoWorkerReaches { labels: dmz() })
+    );
+    // Nor by a queue that delivers it there.
+    let given = ledger.claim_by_ids(&room("plain", LONG), &unreached).await;
+    assert_eq!(given.unwrap().jobs, []);
+    let mut labels = dmz();
+    labels.insert("rack".to_owned(), "7".to_owned());
+    let there = ClaimRequest {
+        skills: WorkerSkills {
+            labels,
+            ..WorkerSkills::default()
+        },
+        ..room("there", LONG)
+    };
+    assert_eq!(ledger.claim(&there).await.unwrap().jobs.len(), 10);
+    assert!(matches!(
+        ledger.job(unreached[19]).await.unwrap().wait,
+        Some(WaitReason::Ready | WaitReason::QueuedBehind { .. })
+    ));
+    // It moves where everybody reaches it.
+    let mut readied = ledger.readied();
+    ledger
+        .edit_database(inside, reach(Default::default()))
+        .await
+        .unwrap();
+    assert_eq!(readied.try_recv().unwrap().len(), 10, "a queue hears of it");
+    let plain = ledger.claim(&room("plain", LONG)).await.unwrap().jobs;
+    assert_eq!(plain.len(), 10);
+    let bad = [("zone".to_owned(), "a b".to_owned())].into();
+    let refused = ledger.edit_database(inside, reach(bad)).await.unwrap_err();
+    assert!(refused.remedy().contains("NAME=VALUE"), "{refused}");
+}
+
+pub async fn a_newer_version_of_a_kind_waits_for_a_worker_that_knows_it(place: &Place) {
+    let ledger = place.open().await;
+    let newer = JobRequest {
+        kind_version: 2,
+        ..request("noop")
+    };
+    let newer = submit(&ledger, newer).await;
+    let older = submit(&ledger, request("noop")).await;
+    assert_eq!(claim_one(&ledger, LONG).await.job.id, older);
+    assert_eq!(
+        ledger.job(newer).await.unwrap().wait,
+        Some(WaitReason::NoWorkerForVersion {
+            kind: "noop".parse().unwrap(),
+            version: 2
+        })
+    );
+    let next = submit(&ledger, request("noop")).await;
+    let skilled = ClaimRequest {
+        skills: WorkerSkills {
+            versions: [("noop".parse().unwrap(), 3)].into(),
+            ..WorkerSkills::default()
+        },
+        ..room("skilled", LONG)
+    };
+    let claimed = ledger.claim(&skilled).await.unwrap().jobs;
+    let ids: HashSet<JobId> = claimed.iter().map(|one| one.job.id).collect();
+    assert_eq!(ids, HashSet::from([newer, next]));
+    assert!(claimed.iter().any(|one| one.job.kind_version == 2));
+    let workers = ledger.workers().await.unwrap();
+    let known = workers.iter().find(|worker| worker.id == "skilled");
+    assert_eq!(known.unwrap().skills, skilled.skills);
 }

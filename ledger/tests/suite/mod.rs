@@ -16,7 +16,7 @@ use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
     DatabaseRecord, DatabaseTerms, Ended, Ending, EventPosition, Fencing, Idempotency,
     IdentityOutcome, JobFilter, Ledger, LedgerError, LedgerOptions, PolicyChange, PolicyRecord,
-    QueuedLine, TenantChange, Tick, TickAction, TickResult,
+    QueuedLine, TenantChange, Tick, TickAction, TickResult, WorkerSkills,
 };
 use fettler_model::{
     AttemptOutcome, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseUrl, Engine,
@@ -41,6 +41,7 @@ fn request(kind: &str) -> JobRequest {
     JobRequest {
         tenant: tenant(),
         kind: kind.parse().unwrap(),
+        kind_version: 1,
         database: None,
         arguments: json!({"of": kind}),
         exclusion: ExclusionClass::Free,
@@ -72,6 +73,7 @@ fn room(worker: &str, lease: Duration) -> ClaimRequest {
         long: 10,
         short: 10,
         lease,
+        skills: WorkerSkills::default(),
         only: None,
     }
 }
@@ -993,6 +995,7 @@ pub async fn rule_15_claimable_jobs_are_read_in_pages_in_the_order_of_claims(pla
     let line = |slot, kind: &JobKindName| QueuedLine {
         slot,
         kind: kind.clone(),
+        line: String::new(),
         tenant: tenant(),
     };
     let other = "other".parse().unwrap();

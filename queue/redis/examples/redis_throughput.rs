@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger};
+use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, WorkerSkills};
 use fettler_model::{
     ExclusionClass, JobKindName, JobRequest, JobTerms, Priority, SlotClass, TenantId,
 };
@@ -64,6 +64,7 @@ async fn run(
     let request = JobRequest {
         tenant: TenantId::default_tenant(),
         kind: kind.clone(),
+        kind_version: 1,
         database: None,
         arguments: serde_json::Value::Null,
         exclusion: ExclusionClass::Free,
@@ -98,6 +99,7 @@ async fn run(
                 priority: job.priority,
                 kind: job.kind,
                 kind_version: job.kind_version,
+                line: String::new(),
                 slot: job.slot,
                 since: job.rank.plus(submitting.ageing() * 2),
             });
@@ -129,6 +131,7 @@ async fn run(
         long: 0,
         short: batch,
         lease: Duration::from_secs(3600),
+        skills: WorkerSkills::default(),
         only: None,
     };
     let (mut taking, mut ending, mut done) = (Duration::ZERO, Duration::ZERO, 0);

@@ -149,6 +149,7 @@ async fn compare(url: &str, base: &str, steps: &[Step]) {
                     priority: Priority::from_level(*level),
                     kind: kinds[*kind].clone(),
                     kind_version: 1,
+                    line: String::new(),
                     slot: SlotClass::Short,
                     rank: Timestamp::from_micros(rank),
                 };
@@ -162,7 +163,7 @@ async fn compare(url: &str, base: &str, steps: &[Step]) {
                 model.push(*kind, *tenant, *level, rank, job.id);
             }
             Step::Pop(room, of) => {
-                let mine: Vec<JobKindName> = of.iter().map(|kind| kinds[*kind].clone()).collect();
+                let mine: Vec<String> = of.iter().map(|kind| kinds[*kind].to_string()).collect();
                 let popped = caller
                     .pop(&mut connection, &mine, (0, *room), lease)
                     .await

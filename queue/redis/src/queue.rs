@@ -8,8 +8,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fettler_ledger::{ClaimRequest, ClaimedBatch, Ledger};
-use fettler_model::JobId;
+use fettler_ledger::{ClaimRequest, ClaimedBatch, Ledger, WorkerSkills};
+use fettler_model::{JobId, JobKindName};
 use fettler_queue::{Arrivals, Queue, QueueError, WireItem};
 use redis::aio::MultiplexedConnection;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -19,9 +19,11 @@ use crate::{
     bell::{self, RedisArrivals},
     keeper::{Forward, Keeper},
     link::{Link, State, unavailable},
-    scripts::{Caller, Entry, InFlight, MAX_ITEMS, Memory, Popped, Verdict},
+    scripts::{Caller, Entry, InFlight, MAX_ITEMS, Memory, Popped, Verdict, wire_kind},
 };
 
+/// How long a worker pops by what was read of the routes to databases: so much later it hears of a new one.
+const LINES_KEPT: Duration = Duration::from_secs(1);
 /// How many pops in a row may give nothing but what the ledger refuses, before others have their turn.
 const ROUNDS: usize = 32;
 
@@ -34,7 +36,17 @@ pub struct RedisQueue {
     ledger: Ledger,
     forward: Arc<Forward>,
     pace: Mutex<Pace>,
+    lines: Mutex<Option<Lines>>,
     _tasks: DropGuard,
+}
+
+/// What a worker of this process was found to serve.
+#[derive(Debug)]
+struct Lines {
+    read: Instant,
+    kinds: Vec<JobKindName>,
+    skills: WorkerSkills,
+    wire: Vec<String>,
 }
 
 /// When the ledger was last asked beside the claims of deliveries.
@@ -71,6 +83,7 @@ impl RedisQueue {
             ledger,
             forward,
             pace: Mutex::default(),
+            lines: Mutex::default(),
             _tasks: stop.drop_guard(),
         })
     }
@@ -79,6 +92,34 @@ impl RedisQueue {
     #[must_use]
     pub fn is_up(&self) -> bool {
         matches!(self.link.state(), State::Up { .. })
+    }
+
+    /// What a worker pops: its kinds, in all versions that it knows and for all databases that it reaches.
+    async fn kinds_of(&self, request: &ClaimRequest) -> Result<Vec<String>, QueueError> {
+        {
+            let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(lines) = &*lines
+                && lines.read.elapsed() < LINES_KEPT
+                && lines.kinds == request.kinds
+                && lines.skills == request.skills
+            {
+                return Ok(lines.wire.clone());
+            }
+        }
+        let wire: Vec<String> = self
+            .ledger
+            .lines_for(request)
+            .await?
+            .iter()
+            .map(|(kind, line)| wire_kind(kind, line))
+            .collect();
+        *self.lines.lock().unwrap_or_else(PoisonError::into_inner) = Some(Lines {
+            read: Instant::now(),
+            kinds: request.kinds.clone(),
+            skills: request.skills.clone(),
+            wire: wire.clone(),
+        });
+        Ok(wire)
     }
 
     /// Claims from the ledger itself, at a bounded rate.
@@ -251,7 +292,8 @@ impl Queue for RedisQueue {
             };
             let room = (request.long, request.short);
             let visible_after = self.link.options.visible_after;
-            let pop = caller.pop(&mut connection, &request.kinds, room, visible_after);
+            let kinds = self.kinds_of(request).await?;
+            let pop = caller.pop(&mut connection, &kinds, room, visible_after);
             let popped = match pop.await {
                 Ok(Memory::Known(popped)) => popped,
                 Ok(Memory::Unknown) => {

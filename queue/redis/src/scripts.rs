@@ -44,7 +44,7 @@ impl Entry {
             item.id,
             item.generation,
             item.slot,
-            &item.kind,
+            &wire_kind(&item.kind, &item.line),
             item.tenant.as_str(),
             rank,
             item.kind_version,
@@ -57,7 +57,7 @@ impl Entry {
             job.id,
             job.attempt,
             job.slot,
-            &job.kind,
+            &wire_kind(&job.kind, &job.line),
             job.tenant.as_str(),
             Timestamp::micros(job.rank),
             job.kind_version,
@@ -68,7 +68,7 @@ impl Entry {
         id: JobId,
         generation: u32,
         slot: SlotClass,
-        kind: &JobKindName,
+        kind: &str,
         tenant: &str,
         rank: i64,
         version: u32,
@@ -81,6 +81,15 @@ impl Entry {
             id,
             record: format!("{generation} {slot} {kind} {tenant} {rank} {version}"),
         }
+    }
+}
+
+/// A kind and a line of it, as the wire calls them: what a worker announces and pops.
+pub(crate) fn wire_kind(kind: &JobKindName, line: &str) -> String {
+    if line.is_empty() {
+        kind.to_string()
+    } else {
+        format!("{kind}~{}", line.replace(' ', "~"))
     }
 }
 
@@ -181,7 +190,7 @@ impl Caller<'_> {
     pub(crate) async fn pop(
         &self,
         connection: &mut MultiplexedConnection,
-        kinds: &[JobKindName],
+        kinds: &[String],
         (long, short): (usize, usize),
         visible_after: Duration,
     ) -> RedisResult<Memory<Popped>> {
@@ -193,7 +202,7 @@ impl Caller<'_> {
             .arg(long.min(MAX_POP))
             .arg(short.min(MAX_POP));
         for kind in kinds.iter().take(MAX_KINDS) {
-            call.arg(kind.as_str());
+            call.arg(kind);
         }
         let (known, next_back, damaged, given_back, flat): (i64, i64, u64, u64, Vec<String>) =
             call.invoke_async(connection).await?;

@@ -4,7 +4,7 @@
 mod order;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     convert::Infallible,
     future::Future,
     sync::{
@@ -16,9 +16,13 @@ use std::{
 
 use apalis_core::{task::Task, worker::builder::WorkerBuilder};
 use async_trait::async_trait;
-use fettler_ledger::{ClaimRequest, ClaimedBatch, Ending, Fencing, JobFilter, Ledger, LedgerError};
+use fettler_ledger::{
+    ClaimRequest, ClaimedBatch, DatabaseRecord, DatabaseTerms, Ending, Fencing, JobFilter, Ledger,
+    LedgerError, WorkerSkills,
+};
 use fettler_model::{
-    ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority, Problem, SlotClass, TenantId,
+    DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobRequest, JobState, JobTerms, Priority,
+    Problem, Scope, SlotClass, TenantId, Timestamp,
 };
 use fettler_queue::{Arrivals, Deliveries, Delivery, DeliveryOptions, Queue, QueueError, WireItem};
 pub use order::*;
@@ -44,6 +48,7 @@ fn request(kind: &str) -> JobRequest {
     JobRequest {
         tenant: TenantId::default_tenant(),
         kind: kind.parse().unwrap(),
+        kind_version: 1,
         database: None,
         arguments: serde_json::Value::Null,
         exclusion: ExclusionClass::Free,
@@ -314,6 +319,93 @@ pub async fn p12_a_kind_that_no_worker_announced_is_not_delivered(place: &dyn Pl
     wait_ended(&ledger, 1).await;
     worker.stop().await;
     assert_eq!(ledger.job(unknown).await.unwrap().attempt, 0);
+}
+
+pub async fn rule_17_a_job_is_delivered_only_where_its_database_is_reached(place: &dyn Place) {
+    let ledger = place.ledger().await;
+    let queue = place.queue(&ledger).await;
+    let labels: BTreeMap<String, String> = [("zone".to_owned(), "dmz".to_owned())].into();
+    let (url, _) = DatabaseUrl::parse_with_password("/data/shop.sqlite").unwrap();
+    let database = DatabaseRecord {
+        id: DatabaseId::new(),
+        tenant: TenantId::default_tenant(),
+        name: "shop".parse().unwrap(),
+        url,
+        password: None,
+        identity_key: None,
+        labels: BTreeMap::new(),
+        sandbox: serde_json::Value::Null,
+        created: Timestamp::now(),
+        terms: DatabaseTerms {
+            reach: labels.clone(),
+            ..DatabaseTerms::default()
+        },
+    };
+    let database = ledger.add_database(&database).await.unwrap().id;
+    let about = JobRequest {
+        database: Some(database),
+        ..request("noop")
+    };
+    let newer = JobRequest {
+        kind_version: 2,
+        ..request("noop")
+    };
+    let (about, newer) = (submit(&ledger, about).await, submit(&ledger, newer).await);
+    let known = submit(&ledger, request("noop")).await;
+    let plain_work = Work::new(&ledger, 10);
+    let plain = Running::start(&queue, &plain_work, options("plain"));
+    assert_eq!(plain_work.wait_started(1).await, [known]);
+    wait_ended(&ledger, 1).await;
+    plain.stop().await;
+    let skilled = DeliveryOptions {
+        skills: WorkerSkills {
+            versions: [("noop".parse().unwrap(), 2)].into(),
+            labels,
+        },
+        ..options("skilled")
+    };
+    let work = Work::new(&ledger, 10);
+    let worker = Running::start(&queue, &work, skilled);
+    let started: HashSet<JobId> = work.wait_started(2).await.into_iter().collect();
+    assert_eq!(started, HashSet::from([about, newer]));
+    wait_ended(&ledger, 3).await;
+    worker.stop().await;
+}
+
+pub async fn rule_4_a_limit_lets_as_many_run_and_wakes_the_next(place: &dyn Place) {
+    const JOBS: usize = 60;
+    let ledger = place.ledger().await;
+    let queue = place.queue(&ledger).await;
+    let limited = Scope::Tenant(TenantId::default_tenant());
+    ledger.set_limit(&limited, 2).await.unwrap();
+    let work = Work::new(&ledger, 0);
+    let worker = Running::start(&queue, &work, options("worker"));
+    let requests = (0..JOBS).map(|_| (request("noop"), None)).collect();
+    for submitted in ledger.submit_batch(requests).await {
+        submitted.unwrap();
+    }
+    // Two stand at the gate; each that goes through it lets in the next.
+    work.wait_started(2).await;
+    work.gate.add_permits(1);
+    work.wait_started(3).await;
+    assert_eq!(ledger.counts().await.unwrap().running, 2);
+    work.gate.add_permits(JOBS + 2);
+    wait_ended(&ledger, JOBS).await;
+    assert_eq!(work.most[1].load(SeqCst), 2);
+    // Paused, nothing starts; afterwards it goes on.
+    ledger.pause(&limited, None).await.unwrap();
+    let waits = submit(&ledger, request("noop")).await;
+    let other = JobRequest {
+        tenant: "other".parse().unwrap(),
+        ..request("noop")
+    };
+    let other = submit(&ledger, other).await;
+    assert_eq!(work.wait_started(JOBS + 1).await.last(), Some(&other));
+    assert_eq!(ledger.job(waits).await.unwrap().attempt, 0);
+    ledger.resume(&limited).await.unwrap();
+    assert_eq!(work.wait_started(JOBS + 2).await.last(), Some(&waits));
+    wait_ended(&ledger, JOBS + 2).await;
+    worker.stop().await;
 }
 
 pub async fn rule_16_what_is_urgent_is_delivered_first(place: &dyn Place) {

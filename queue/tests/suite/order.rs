@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, TenantChange};
+use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, TenantChange, WorkerSkills};
 use fettler_model::{JobId, JobRequest, Priority, TenantId};
 use fettler_queue::Queue;
 
@@ -26,6 +26,7 @@ fn room(kinds: &[&str], short: usize) -> ClaimRequest {
         long: 0,
         short,
         lease: super::NEVER,
+        skills: WorkerSkills::default(),
         only: None,
     }
 }

@@ -288,6 +288,7 @@ pub fn request(kind: &str, act: Act) -> JobRequest {
     JobRequest {
         tenant: TenantId::default_tenant(),
         kind: kind.parse().expect("a kind"),
+        kind_version: 1,
         database: None,
         arguments: serde_json::to_value(act).expect("plain data"),
         exclusion: if kind == "slow" {

@@ -42,7 +42,7 @@ local function parse(record)
     return nil
   end
   local generation, slot, kind, tenant, rank, version =
-    string.match(record, '^(%d+) ([ls]) ([%w%-_.]+) ([%w%-_.]+) (%-?%d+) (%d+)$')
+    string.match(record, '^(%d+) ([ls]) ([%w%-_.~=]+) ([%w%-_.]+) (%-?%d+) (%d+)$')
   if not generation then
     return nil
   end

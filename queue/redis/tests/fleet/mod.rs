@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, LedgerOptions};
+use fettler_ledger::{ClaimRequest, Ending, Fencing, Ledger, LedgerOptions, WorkerSkills};
 use fettler_model::{ExclusionClass, JobId, JobRequest, JobTerms, Priority, SlotClass, TenantId};
 use fettler_queue::Queue;
 use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
@@ -89,6 +89,7 @@ pub fn request(tenant: &str, priority: Priority) -> JobRequest {
     JobRequest {
         tenant: tenant.parse().unwrap(),
         kind: "noop".parse().unwrap(),
+        kind_version: 1,
         database: None,
         arguments: serde_json::Value::Null,
         exclusion: ExclusionClass::Free,
@@ -111,6 +112,7 @@ pub fn room(short: usize) -> ClaimRequest {
         long: 0,
         short,
         lease: Duration::from_secs(3600),
+        skills: WorkerSkills::default(),
         only: None,
     }
 }
