@@ -95,6 +95,13 @@ fn a_job_is_submitted_watched_cancelled_and_repeated_by_curl_as_the_readme_says(
         .unwrap()
         .to_owned();
     assert!(!up.log().contains(&token));
+    assert_eq!(
+        installation.json(&["--server", &url, "jobs"])["jobs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
     assert_eq!(up.terminate(), 0, "{}", up.log());
     assert!(!file.exists());
     let left = installation.json(&["token", "list"]);
