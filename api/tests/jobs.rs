@@ -338,6 +338,7 @@ async fn who_asks_too_often_or_opens_too_many_streams_is_told_when_to_come_back(
         "guessing is slowed down"
     );
     // Whoever is known is not slowed down by those who are not, though they ask from the same address.
+    other.get("/api/v1/whoami").await.expect(200);
     assert_eq!(nobody.get("/healthz").await.status, 200);
 }
 

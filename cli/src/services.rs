@@ -251,13 +251,29 @@ impl Services for LocalServices {
     }
 
     async fn admit(&self, tenant: &TenantId, url: &DatabaseUrl) -> Result<DatabaseUrl, Problem> {
-        // What the operator's own tenant names was named by the operator.
+        // What the operator's own tenant names was named by the operator, as was a sandbox of the settings.
         if *tenant == self.own.tenant {
             return Ok(url.clone());
         }
-        let bounds = premises::bounds(&*self.settings_of(tenant)?);
+        let settings = self.settings_of(tenant)?;
+        let is_sandbox_of_settings = [&*settings, &self.own]
+            .iter()
+            .any(|settings| settings.sandbox.url.as_ref() == Some(url));
+        if is_sandbox_of_settings {
+            return Ok(url.clone());
+        }
+        let bounds = premises::bounds(&settings);
         self.deny.pinned(&bounds, url).await.map_err(|error| {
-            Problem::permanent("tenant.address", error.to_string(), error.remedy())
+            let (code, what) = ("tenant.address", error.to_string());
+            if error.may_pass {
+                Problem::transient(
+                    code,
+                    what,
+                    "see whether this machine's resolver knows the name",
+                )
+            } else {
+                Problem::permanent(code, what, error.remedy())
+            }
         })
     }
 

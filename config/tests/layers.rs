@@ -298,6 +298,46 @@ fn paths_start_at_the_folder_of_the_file_that_names_them() {
 }
 
 #[test]
+fn p6_what_a_tenant_may_name_is_listed_in_its_overlay_and_networks_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    write(
+        folder.path(),
+        "fettler.toml",
+        "[deny]\nnetworks = [\"10.1.0.0/16\"]\n",
+    );
+    let overlay = "[allow]\nreferences = [\"env:ACME_*\"]\nnetworks = [\"10.1.2.3\", \"::1\"]\n";
+    write(folder.path(), "config/tenants/acme.toml", overlay);
+    let plain = load(&sources(folder.path(), &[])).unwrap().settings;
+    assert_eq!(plain.allow, Default::default());
+    assert!(!plain.is_fleet() && !plain.denies_loopback());
+    let acme = [
+        ("FETTLER_TENANT", "acme"),
+        ("FETTLER_QUEUE__URL", "redis://queue/0"),
+    ];
+    let acme = load(&sources(folder.path(), &acme)).unwrap().settings;
+    assert_eq!(acme.allow.references, ["env:ACME_*"]);
+    assert_eq!(acme.allow.networks.len(), 2);
+    assert_eq!(acme.deny.networks, plain.deny.networks);
+    assert!(
+        acme.denies_loopback(),
+        "what is one machine's own is another's neighbour"
+    );
+
+    write(
+        folder.path(),
+        "fettler.toml",
+        "[deny]\nnetworks = [\"10.1.0.0/64\"]\n[api]\ntls_key = \"k.pem\"\n",
+    );
+    let mistakes = mistakes(folder.path(), &sources(folder.path(), &[]));
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(
+        mistakes[0].contains("deny.networks") && mistakes[0].contains("10.1.0.0/64"),
+        "{mistakes:?}"
+    );
+    assert!(mistakes[1].contains("api.tls_certificate"), "{mistakes:?}");
+}
+
+#[test]
 fn the_example_files_load_and_name_every_field() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().unwrap();

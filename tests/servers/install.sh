@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, MinIO, sqlite3, and a Python environment
-# for the tools that read a backup without Fettler. Only what is missing is installed, so that a second run costs next to nothing.
+# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, MinIO, sqlite3, a Python environment for
+# the tools that read a backup without Fettler, and schemathesis, which tries the HTTP interface. Only what is missing is installed, so that a second run costs next to nothing.
 #
 #   tests/servers/install.sh            install what is missing
 #   tests/servers/install.sh --folder   print the folder that things are unpacked below, and stop
@@ -15,6 +15,7 @@ set -euo pipefail
 
 POSTGRES_18_RELEASE='18.6.*'
 MINIO_VERSION='v0.0.0-20260212201848-7aac2a2c5b7c'
+SCHEMATHESIS_VERSION='4.32.5'
 PYTHON_PACKAGES=('cryptography>=42,<60' 'zstandard>=0.22,<1' 'blake3>=1,<2')
 
 repository="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"
@@ -65,6 +66,7 @@ postgres_15=/usr/lib/postgresql/15/bin
 postgres_18="$folder/postgresql-18"
 minio="$folder/minio"
 python="$folder/python"
+schemathesis="$folder/schemathesis"
 wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
 
 missing_packages=()
@@ -74,12 +76,15 @@ have sqlite3 || missing_packages+=(sqlite3)
 have openssl || missing_packages+=(openssl)
 have setpriv || missing_packages+=(util-linux)
 have cc || missing_packages+=(gcc libc6-dev)
+have curl || missing_packages+=(curl)
+have jq || missing_packages+=(jq)
 have python3 || missing_packages+=(python3 python3-venv)
 
 missing_unpacked=()
 [ -x "$postgres_18/bin/postgres" ] || missing_unpacked+=(postgres_18)
 [ "$(cat "$minio/version" 2>/dev/null)" = "$MINIO_VERSION" ] || missing_unpacked+=(minio)
 [ "$(cat "$python/packages" 2>/dev/null)" = "$wanted_python" ] || missing_unpacked+=(python)
+[ "$(cat "$schemathesis/version" 2>/dev/null)" = "$SCHEMATHESIS_VERSION" ] || missing_unpacked+=(schemathesis)
 
 # --- Debian's packages ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +146,15 @@ install_python() {
     printf '%s\n' "$wanted_python" >"$python/packages"
 }
 
+# An environment of its own: what it depends on has nothing to do with what reads a backup.
+install_schemathesis() {
+    say "installing schemathesis $SCHEMATHESIS_VERSION"
+    rm -rf -- "$schemathesis"
+    make_venv "$schemathesis"
+    "$schemathesis/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION" >&2
+    printf '%s\n' "$SCHEMATHESIS_VERSION" >"$schemathesis/version"
+}
+
 install_postgres_18() {
     say "installing PostgreSQL $POSTGRES_18_RELEASE"
     local unpacked="$folder/postgresql-18.unpacked"
@@ -190,6 +204,7 @@ if is_root && ! open_to_all "$(cd -- "$folder" && pwd -P)"; then
 fi
 [ ${#missing_packages[@]} -eq 0 ] || install_packages
 case " ${missing_unpacked[*]-} " in *' python '*) install_python ;; esac
+case " ${missing_unpacked[*]-} " in *' schemathesis '*) install_schemathesis ;; esac
 case " ${missing_unpacked[*]-} " in *' postgres_18 '*) install_postgres_18 ;; esac
 case " ${missing_unpacked[*]-} " in *' minio '*) install_minio ;; esac
 say "installed below $folder"

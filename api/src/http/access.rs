@@ -268,7 +268,7 @@ async fn admitted(
         return Err(Refusal::unknown_caller());
     };
     // Whoever guesses is slowed down before the ledger is asked.
-    app.rates.look(peer)?;
+    app.rates.guesses(peer, &hash)?;
     let known = match app.ledger.token_by_hash(&hash).await {
         Ok(known) if !known.is_expired => known,
         Ok(_) | Err(LedgerError::NotFound { .. }) => {
@@ -277,6 +277,7 @@ async fn admitted(
         }
         Err(error) => return Err(error.into()),
     };
+    app.rates.was_good(hash);
     app.rates.take(Bearer::Token(known.record.id))?;
     if known.is_touch_due {
         let (ledger, id) = (app.ledger.clone(), known.record.id);

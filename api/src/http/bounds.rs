@@ -70,6 +70,8 @@ pub struct OutOfBounds {
     pub field: String,
     /// What it is.
     pub what: String,
+    /// Whether nobody knows yet: the name could not be resolved.
+    pub may_pass: bool,
 }
 
 impl OutOfBounds {
@@ -77,6 +79,7 @@ impl OutOfBounds {
         Self {
             field: field.to_owned(),
             what: what.into(),
+            may_pass: false,
         }
     }
 
@@ -299,7 +302,8 @@ impl Deny {
 
     /// Looks at a place once more, when a worker is about to connect, and gives the same place with the
     /// addresses that were looked at in the stead of its name, as `hostaddr`: what the name means a moment
-    /// later does not matter any more.
+    /// later does not matter any more. A place of a form that no tenant's token can name (a socket, several
+    /// hosts) was named by the operator, and stays as it is.
     ///
     /// # Errors
     ///
@@ -314,13 +318,19 @@ impl Deny {
             return Ok(url.clone());
         }
         let mut parsed = parse(FIELD, url)?;
+        let is_a_tenants = parsed
+            .query_pairs()
+            .all(|(name, value)| is_harmless(&name, &value));
+        let (true, Ok((host, _))) = (is_a_tenants, host_of(FIELD, &parsed)) else {
+            return Ok(url.clone());
+        };
         let addresses = bounds.server(self, FIELD, &parsed).await?;
         if addresses.is_empty() {
-            let (host, _) = host_of(FIELD, &parsed)?;
-            return Err(OutOfBounds::new(
-                FIELD,
-                format!("the name {host} cannot be resolved"),
-            ));
+            // Whoever connects must not ask once more: the answer might be another one.
+            return Err(OutOfBounds {
+                may_pass: true,
+                ..OutOfBounds::new(FIELD, format!("the name {host} cannot be resolved"))
+            });
         }
         let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         parsed
@@ -663,7 +673,18 @@ mod tests {
                 &url("postgres://u@no-such-name.invalid/app"),
             )
             .await;
-        assert!(nobody.is_err());
+        assert!(nobody.unwrap_err().may_pass);
+        for operators in [
+            "postgres:///app",
+            "postgres://u@a,b/app",
+            "postgres://u@x/app?host=127.0.0.1",
+        ] {
+            let place = url(operators);
+            assert_eq!(
+                fleet().pinned(&Bounds::default(), &place).await.unwrap(),
+                place
+            );
+        }
         let file = url("/data/shop.sqlite");
         assert_eq!(
             fleet().pinned(&Bounds::default(), &file).await.unwrap(),

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::{
     App,
-    access::{Caller, GRANTS},
+    access::{Caller, GRANTS, Permission},
     problem::Refusal,
 };
 
@@ -87,7 +87,7 @@ pub(crate) struct Alive {
 
 fn document(kind: &dyn DynKind) -> KindDocument {
     let name = kind.name();
-    let permission = super::Permission::of_kind(name.as_str());
+    let permission = Permission::of_kind(name.as_str());
     KindDocument {
         permission: permission.grant().map_or("", |grant| grant.name).to_owned(),
         kind: name,

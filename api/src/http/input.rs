@@ -200,10 +200,8 @@ pub(crate) fn words<T: std::str::FromStr<Err: std::fmt::Display>>(
     name: &str,
     text: Option<&str>,
 ) -> Result<Vec<T>, Refusal> {
-    text.unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .filter(|word| !word.is_empty())
+    text.into_iter()
+        .flat_map(|text| text.split(','))
         .map(|word| {
             word.parse()
                 .map_err(|error: T::Err| Refusal::parameter(name, error.to_string()))

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    App, Page, Shared,
+    App, Page,
     access::{Caller, Permission},
     databases,
     input::{self, Body, Parameters, RawBody},
@@ -327,7 +327,7 @@ async fn prepare(
             "/api/v1/kinds lists them",
         ));
     }
-    caller.needs(Shared::permission_of(kind.as_str()))?;
+    caller.needs(Permission::of_kind(kind.as_str()))?;
     if caller.is_stranger() {
         bounded(app, tenant, "arguments", &submission.arguments).await?;
     }
@@ -662,7 +662,7 @@ pub(crate) async fn cancel(
     Path(job): Path<String>,
 ) -> Result<Response, Refusal> {
     let job = find(&app, &caller, &job).await?;
-    caller.needs(Shared::permission_of(job.kind.as_str()))?;
+    caller.needs(Permission::of_kind(job.kind.as_str()))?;
     let (status, cancel, state) = match app.ledger.request_cancel(job.id).await? {
         CancelOutcome::Cancelled => (StatusCode::OK, CancelWord::Cancelled, JobState::Cancelled),
         CancelOutcome::Requested => (
@@ -688,7 +688,7 @@ pub(crate) async fn retry(
     Path(job): Path<String>,
 ) -> Result<Response, Refusal> {
     let job = find(&app, &caller, &job).await?;
-    caller.needs(Shared::permission_of(job.kind.as_str()))?;
+    caller.needs(Permission::of_kind(job.kind.as_str()))?;
     let idempotency = input::idempotency_key(&headers)?.map(|key| Idempotency {
         key,
         request_hash: *blake3::hash(format!("retry {}", job.id).as_bytes()).as_bytes(),

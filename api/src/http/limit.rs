@@ -17,6 +17,9 @@ const MAX_BUCKETS: usize = 10_000;
 /// A bucket holds what comes in so many seconds.
 const BURST_SECONDS: f64 = 2.0;
 
+/// For how long a token counts as known.
+const GOOD_FOR: Duration = Duration::from_secs(600);
+
 /// Who is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Bearer {
@@ -33,6 +36,8 @@ pub(crate) enum Bearer {
 pub(crate) struct Rates {
     per_second: f64,
     buckets: Mutex<HashMap<Bearer, Bucket>>,
+    /// The hashes of tokens that were good a moment ago.
+    good: Mutex<HashMap<[u8; 32], Instant>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,17 +51,37 @@ impl Rates {
         Self {
             per_second: f64::from(per_second.max(1)),
             buckets: Mutex::default(),
+            good: Mutex::default(),
         }
+    }
+
+    /// Remembers that a token was good. Who bears it is not slowed down by those who guess from the same
+    /// address: behind a proxy all have the same one.
+    pub(crate) fn was_good(&self, hash: [u8; 32]) {
+        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        if good.len() >= MAX_BUCKETS && !good.contains_key(&hash) {
+            good.retain(|_, at| at.elapsed() < GOOD_FOR);
+            if good.len() >= MAX_BUCKETS {
+                return;
+            }
+        }
+        good.insert(hash, Instant::now());
+    }
+
+    /// Refuses a request from where too many tokens were guessed, unless this one was good a moment ago. Whether
+    /// it still is, is asked of the ledger.
+    pub(crate) fn guesses(&self, peer: Bearer, hash: &[u8; 32]) -> Result<(), Refusal> {
+        let good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        if good.get(hash).is_some_and(|at| at.elapsed() < GOOD_FOR) {
+            return Ok(());
+        }
+        drop(good);
+        self.count(peer, 0.0)
     }
 
     /// Counts a request, or refuses it.
     pub(crate) fn take(&self, bearer: Bearer) -> Result<(), Refusal> {
         self.count(bearer, 1.0)
-    }
-
-    /// Refuses a request whose bearer has used up its rate, without counting this one.
-    pub(crate) fn look(&self, bearer: Bearer) -> Result<(), Refusal> {
-        self.count(bearer, 0.0)
     }
 
     fn count(&self, bearer: Bearer, cost: f64) -> Result<(), Refusal> {
@@ -103,6 +128,9 @@ mod tests {
         let passed = (0..100).filter(|_| rates.take(one).is_ok()).count();
         assert!((10..12).contains(&passed), "{passed}");
         rates.take(other).unwrap();
-        rates.look(one).unwrap_err();
+        rates.guesses(one, &[1; 32]).unwrap_err();
+        rates.was_good([1; 32]);
+        rates.guesses(one, &[1; 32]).unwrap();
+        rates.guesses(one, &[2; 32]).unwrap_err();
     }
 }

@@ -49,7 +49,6 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::LiveProgress;
-use access::Permission;
 use bounds::{Bounds, Deny};
 use limit::Rates;
 use problem::Refusal;
@@ -354,12 +353,5 @@ impl From<bounds::OutOfBounds> for Refusal {
             error.remedy(),
         )
         .at(&error.field, error.what.clone())
-    }
-}
-
-impl Shared {
-    /// A job's kind names the permission that it needs.
-    fn permission_of(kind: &str) -> Permission {
-        Permission::of_kind(kind)
     }
 }

@@ -13,8 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    App, Page, Shared,
-    access::Caller,
+    App, Page,
+    access::{Caller, Permission},
     databases::{NamedQuery, given, named, named_cursor},
     input::{self, Body, Parameters},
     jobs::{TenantQuery, bounded, seal, take_passwords},
@@ -153,7 +153,7 @@ async fn checked(
     spec: &PolicySpec,
     database: Option<DatabaseId>,
 ) -> Result<PolicyPlan, Refusal> {
-    caller.needs(Shared::permission_of(spec.kind.as_str()))?;
+    caller.needs(Permission::of_kind(spec.kind.as_str()))?;
     if caller.is_stranger() {
         bounded(app, tenant, "spec.arguments", &spec.arguments).await?;
     }
