@@ -288,7 +288,7 @@ pub struct ClaimRequest {
 }
 
 /// What a worker can beside running the first version of its kinds (rule 17).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerSkills {
     /// The newest version that it knows of a kind; 1 where none is named.
     pub versions: BTreeMap<JobKindName, u32>,
