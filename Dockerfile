@@ -23,7 +23,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
         postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18 \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --system --uid 10001 --home-dir /var/lib/fettler --create-home --shell /usr/sbin/nologin fettler
+RUN useradd --system --uid 10001 --home-dir /var/lib/fettler --create-home --shell /usr/sbin/nologin fettler \
+    && install --directory --owner=10001 --group=10001 --mode=0700 /etc/fettler/keys
 COPY --from=build /usr/local/bin/fettler /usr/local/bin/fettler
 COPY config/environments /etc/fettler/environments
 USER 10001:10001

@@ -201,8 +201,23 @@ impl App {
         Ok(())
     }
 
+    /// Does what lets jobs start that could not, and tells the fleet's queue of them.
+    pub(crate) async fn readying<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        if self.remote.is_some() {
+            // The other side tells its own.
+            return work.await;
+        }
+        let readied = self.ledger().await?.readied();
+        let done = work.await?;
+        self.push_readied(readied).await?;
+        Ok(done)
+    }
+
     /// Tells the fleet of the jobs that commits of this process have made claimable since it listens.
-    pub(crate) async fn push_readied(
+    async fn push_readied(
         &self,
         mut readied: tokio::sync::broadcast::Receiver<Vec<JobId>>,
     ) -> Result<(), Failure> {

@@ -2,13 +2,12 @@
 //! (`--server`). Both give the same records, so that a command prints the same whichever it asked.
 
 use fettler_api::http::{
-    Accepted, AttemptList, CancelAnswer, CancelWord, LogPage, PolicyDocument, TokenList,
+    Accepted, AttemptList, CancelAnswer, CancelWord, LimitList, LogPage, Matching, PauseInput, PauseList, PolicyDocument, PriorityInput, ResumeAnswer, TokenList,
 };
 use fettler_ledger::{
-    AttemptRecord, BackupFilter, BackupRecord, CancelOutcome, DatabaseRecord, JobFilter, JobRecord,
-    Ledger, LedgerError, LogLine, PolicyRecord, Submitted, TenantRecord, TokenRecord,
+    AttemptRecord, BackupFilter, BackupRecord, BulkCancel, BulkReplay, CancelOutcome, DatabaseRecord, JobFilter, JobRecord, Ledger, LedgerError, LimitRecord, LogLine, PauseRecord, PolicyRecord, Submitted, TenantRecord, TokenRecord,
 };
-use fettler_model::{JobId, TenantId, Timestamp, TokenId};
+use fettler_model::{JobId, Priority, Scope, TenantId, Timestamp, TokenId};
 use fettler_scheduler::PolicyPlan;
 use serde_json::{Value, json};
 
@@ -36,6 +35,18 @@ fn of(tenant: &TenantId) -> Vec<(&'static str, String)> {
 
 fn words<T>(all: &[T], word: impl Fn(&T) -> &'static str) -> String {
     all.iter().map(word).collect::<Vec<_>>().join(",")
+}
+
+/// A filter as the interface takes it.
+fn matching(filter: &JobFilter, dry_run: bool) -> Value {
+    json!(Matching {
+        tenant: filter.tenant.clone(),
+        states: filter.states.clone(),
+        kind: filter.kind.clone(),
+        database: filter.database.map(|id| id.to_string()),
+        tag: filter.tag.clone(),
+        dry_run,
+    })
 }
 
 impl Desk<'_> {
@@ -138,6 +149,122 @@ impl Desk<'_> {
                     job: accepted.id,
                     existing: accepted.existing,
                 })
+            }
+        }
+    }
+
+    // --- control ---
+
+    pub(crate) async fn set_priority(
+        &self,
+        id: JobId,
+        priority: Priority,
+    ) -> Result<JobRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.set_priority(id, priority).await?),
+            Self::There(remote) => {
+                let path = format!("/api/v1/jobs/{id}/priority");
+                remote.post(&path, &json!(PriorityInput { priority })).await
+            }
+        }
+    }
+
+    pub(crate) async fn cancel_matching(
+        &self,
+        filter: &JobFilter,
+        dry_run: bool,
+    ) -> Result<BulkCancel, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.cancel_matching(filter, dry_run).await?),
+            Self::There(remote) => {
+                remote
+                    .post("/api/v1/jobs/cancel", &matching(filter, dry_run))
+                    .await
+            }
+        }
+    }
+
+    pub(crate) async fn replay_matching(
+        &self,
+        filter: &JobFilter,
+        dry_run: bool,
+    ) -> Result<BulkReplay, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.replay_matching(filter, dry_run).await?),
+            Self::There(remote) => {
+                remote
+                    .post("/api/v1/jobs/replay", &matching(filter, dry_run))
+                    .await
+            }
+        }
+    }
+
+    pub(crate) async fn pauses(&self) -> Result<Vec<PauseRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.pauses().await?),
+            Self::There(remote) => {
+                let list: PauseList = remote.get("/api/v1/pauses").await?;
+                Ok(list.pauses)
+            }
+        }
+    }
+
+    pub(crate) async fn pause(
+        &self,
+        scope: &Scope,
+        because: Option<&str>,
+    ) -> Result<PauseRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.pause(scope, because).await?),
+            Self::There(remote) => {
+                let input = PauseInput {
+                    scope: scope.clone(),
+                    because: because.map(ToOwned::to_owned),
+                };
+                remote.post("/api/v1/pauses", &json!(input)).await
+            }
+        }
+    }
+
+    /// How many jobs may start that could not.
+    pub(crate) async fn resume(&self, scope: &Scope) -> Result<u64, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.resume(scope).await?),
+            Self::There(remote) => {
+                let answer: ResumeAnswer = remote
+                    .post("/api/v1/pauses/resume", &json!({ "scope": scope }))
+                    .await?;
+                Ok(answer.woken)
+            }
+        }
+    }
+
+    pub(crate) async fn limits(&self) -> Result<Vec<LimitRecord>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.limits().await?),
+            Self::There(remote) => {
+                let list: LimitList = remote.get("/api/v1/limits").await?;
+                Ok(list.limits)
+            }
+        }
+    }
+
+    pub(crate) async fn set_limit(&self, scope: &Scope, most: u64) -> Result<LimitRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.set_limit(scope, most).await?),
+            Self::There(remote) => {
+                let body = json!({ "scope": scope, "most": most });
+                remote.put("/api/v1/limits", &body).await
+            }
+        }
+    }
+
+    pub(crate) async fn remove_limit(&self, scope: &Scope) -> Result<(), Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger.remove_limit(scope).await?),
+            Self::There(remote) => {
+                let path = format!("/api/v1/limits?scope={}", escaped(&scope.to_string()));
+                remote.delete(&path, None).await
             }
         }
     }

@@ -212,6 +212,14 @@ impl Remote {
         self.change(Method::POST, path, Some(body), None).await
     }
 
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<T, Failure> {
+        self.change(Method::PUT, path, Some(body), None).await
+    }
+
     /// Sends a change of what has this `ETag`.
     pub(crate) async fn patch<T: DeserializeOwned>(
         &self,

@@ -25,6 +25,8 @@ fn a_trace_leads_from_the_request_through_the_queue_to_copy_pack_and_put() {
     source
         .psql("CREATE TABLE orders AS SELECT n AS id, md5(n::text) AS note FROM generate_series(1, 20000) n")
         .unwrap();
+    let keys = tempfile::tempdir().unwrap();
+    let secrets = keys.path().join("secrets.key");
     let machine = || {
         let mut machine = Installation::new()
             .with_short_leases()
@@ -32,6 +34,7 @@ fn a_trace_leads_from_the_request_through_the_queue_to_copy_pack_and_put() {
             .with("FETTLER_QUEUE__URL", redis.url())
             .with("FETTLER_REPOSITORY", "s3://backups/fleet")
             .with("FETTLER_PASSPHRASE", "the fleet's own words")
+            .with("FETTLER_KEYS__SECRETS_FILE", secrets.to_str().unwrap())
             .with("FETTLER_TRACES__ENDPOINT", collector.url())
             .with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
         for (name, value) in minio.env_via(&minio.url()) {

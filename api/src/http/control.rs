@@ -32,6 +32,23 @@ pub struct PauseInput {
     pub because: Option<String>,
 }
 
+/// What is to go on.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeInput {
+    /// As it was paused, such as `tenant/acme`.
+    pub scope: Scope,
+}
+
+/// What goes on.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ResumeAnswer {
+    /// Which jobs.
+    pub resumed: Scope,
+    /// How many of them may start now.
+    pub woken: u64,
+}
+
 /// What is to be limited.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -163,15 +180,18 @@ pub(crate) async fn pause(
     Ok(Json(paused))
 }
 
-/// `DELETE /api/v1/pauses`.
+/// `POST /api/v1/pauses/resume`.
 pub(crate) async fn resume(
     State(app): State<App>,
     caller: Caller,
-    Parameters(query): Parameters<ScopeQuery>,
-) -> Result<StatusCode, Refusal> {
-    allowed(&app, &caller, &query.scope).await?;
-    app.ledger.resume(&query.scope).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Body(input): Body<ResumeInput>,
+) -> Result<Json<ResumeAnswer>, Refusal> {
+    allowed(&app, &caller, &input.scope).await?;
+    let woken = app.ledger.resume(&input.scope).await?;
+    Ok(Json(ResumeAnswer {
+        resumed: input.scope,
+        woken,
+    }))
 }
 
 /// `GET /api/v1/limits`.

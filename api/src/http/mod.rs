@@ -54,7 +54,9 @@ use limit::Rates;
 use problem::Refusal;
 
 pub use backups::ProofList;
-pub use control::{LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput};
+pub use control::{
+    LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ResumeAnswer, ResumeInput,
+};
 pub use databases::{DatabaseInput, DatabasePatch};
 pub use events::EventDocument;
 pub use fleet::{KindDocument, KindList, WhoAmI, WorkerList};

@@ -16,7 +16,7 @@ use super::{
     access::Permission,
     backups::{self, BackupsQuery, ProofList, StatisticsList, StatisticsQuery},
     control::{
-        self, LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ScopeQuery,
+        self, LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ResumeAnswer, ResumeInput, ScopeQuery,
     },
     databases::{self, DatabaseInput, DatabasePatch, NamedQuery},
     events::{self, EventsQuery, JobEventsQuery},
@@ -180,12 +180,13 @@ fn control() -> Vec<Route> {
             .body::<PauseInput>(json!({"scope": "tenant/acme", "because": "moving house"}))
             .answers::<PauseRecord>(OK, "The pause.", pause)
             .refuses(StatusCode::NOT_FOUND, "There is no such thing, or it is another tenant's."),
-        Route::of(Method::DELETE, "/api/v1/pauses", "resume", delete(control::resume))
+        Route::of(Method::POST, "/api/v1/pauses/resume", "resume", post(control::resume))
             .does("Let the jobs of a scope start again, in their order")
             .note(own)
             .needs(Permission::Configure)
-            .parameters::<ScopeQuery>()
-            .answer(NO_CONTENT, "They start.", Content::Nothing),
+            .body::<ResumeInput>(json!({"scope": "tenant/acme"}))
+            .answers::<ResumeAnswer>(OK, "They start.", json!({"resumed": "tenant/acme", "woken": 3}))
+            .refuses(StatusCode::NOT_FOUND, "There is no such thing, or it is another tenant's."),
         Route::get("/api/v1/limits", "listLimits", get(control::limits))
             .does("List what is limited")
             .answers::<LimitList>(OK, "The limits.", json!({"limits": [limit]})),

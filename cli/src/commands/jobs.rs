@@ -429,10 +429,10 @@ async fn filter(app: &App, args: &JobsMatchArgs) -> Result<JobFilter, Failure> {
 
 async fn cancel_matching(app: &App, args: &JobsMatchArgs) -> Outcome {
     let filter = filter(app, args).await?;
-    let ledger = app.ledger().await?;
-    let readied = ledger.readied();
-    let done = ledger.cancel_matching(&filter, args.dry_run).await?;
-    app.push_readied(readied).await?;
+    let desk = app.desk().await?;
+    let done = app
+        .readying(desk.cancel_matching(&filter, args.dry_run))
+        .await?;
     let document = json!({
         "cancelled": done.cancelled,
         "asked": done.asked,
@@ -460,10 +460,10 @@ async fn cancel_matching(app: &App, args: &JobsMatchArgs) -> Outcome {
 
 async fn replay(app: &App, args: &JobsMatchArgs) -> Outcome {
     let filter = filter(app, args).await?;
-    let ledger = app.ledger().await?;
-    let readied = ledger.readied();
-    let done = ledger.replay_matching(&filter, args.dry_run).await?;
-    app.push_readied(readied).await?;
+    let desk = app.desk().await?;
+    let done = app
+        .readying(desk.replay_matching(&filter, args.dry_run))
+        .await?;
     let document = json!({
         "submitted": done.submitted,
         "already": done.already,
@@ -502,10 +502,9 @@ async fn replay(app: &App, args: &JobsMatchArgs) -> Outcome {
 async fn priority(app: &App, arg: &JobArg, priority: Priority) -> Outcome {
     let desk = app.desk().await?;
     let record = find(app, &desk, arg).await?;
-    let ledger = app.ledger().await?;
-    let readied = ledger.readied();
-    let changed = ledger.set_priority(record.id, priority).await?;
-    app.push_readied(readied).await?;
+    let changed = app
+        .readying(desk.set_priority(record.id, priority))
+        .await?;
     let shown = Shown::of(changed, &names(app, &desk).await?);
     app.output.result(&shown, || {
         let capped = if shown.priority == priority {

@@ -15,13 +15,11 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, command: &LimitCommand) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     match command {
         LimitCommand::Set { most, scope } => {
             let scope = of(app, scope).await?;
-            let readied = ledger.readied();
-            let set = ledger.set_limit(&scope, *most).await?;
-            app.push_readied(readied).await?;
+            let set = app.readying(desk.set_limit(&scope, *most)).await?;
             let words = words(&scope, &names(app).await?);
             app.output.result(&set, || {
                 let over = if set.running > set.most {
@@ -36,16 +34,14 @@ pub(crate) async fn run(app: &App, command: &LimitCommand) -> Outcome {
             });
         }
         LimitCommand::List => {
-            let limits = ledger.limits().await?;
+            let limits = desk.limits().await?;
             let names = names(app).await?;
             app.output
                 .result(&json!({ "limits": limits }), || shown(&limits, &names));
         }
         LimitCommand::Remove { scope } => {
             let scope = of(app, scope).await?;
-            let readied = ledger.readied();
-            ledger.remove_limit(&scope).await?;
-            app.push_readied(readied).await?;
+            app.readying(desk.remove_limit(&scope)).await?;
             let words = words(&scope, &names(app).await?);
             app.output.result(&json!({ "removed": scope }), || {
                 format!("As many jobs of {words} run as there are slots.")
@@ -74,11 +70,12 @@ fn shown(limits: &[LimitRecord], names: &HashMap<DatabaseId, String>) -> String 
 
 /// The names of all databases.
 pub(super) async fn names(app: &App) -> Result<HashMap<DatabaseId, String>, Failure> {
-    Ok(app
-        .ledger()
-        .await?
-        .databases(None)
-        .await?
+    let databases = if app.remote().is_some() {
+        app.desk().await?.databases(app.tenant()).await?
+    } else {
+        app.ledger().await?.databases(None).await?
+    };
+    Ok(databases
         .into_iter()
         .map(|record| (record.id, record.name.to_string()))
         .collect())
@@ -121,7 +118,7 @@ async fn of(app: &App, args: &LimitScopeArgs) -> Result<Scope, Failure> {
         return Ok(Scope::Class(class.into()));
     }
     match app.asked_tenant() {
-        Some(tenant) => Ok(Scope::Tenant(app.ledger().await?.tenant(tenant).await?.id)),
+        Some(tenant) => Ok(Scope::Tenant(app.desk().await?.tenant(tenant).await?.id)),
         None => Err(Failure::usage(
             "what is limited was not said",
             "add `--tenant`, `--database`, `--server`, `--kind` or `--class`",

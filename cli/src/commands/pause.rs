@@ -13,10 +13,10 @@ use crate::{
 };
 
 pub(crate) async fn pause(app: &App, args: &PauseArgs) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     let names = names(app).await?;
     if args.list {
-        let pauses = ledger.pauses().await?;
+        let pauses = desk.pauses().await?;
         app.output.result(&json!({ "pauses": pauses }), || {
             if pauses.is_empty() {
                 return "Nothing is paused.".to_owned();
@@ -35,7 +35,7 @@ pub(crate) async fn pause(app: &App, args: &PauseArgs) -> Outcome {
         return Ok(Exit::Done);
     }
     let scope = of(app, &args.scope).await?;
-    let paused = ledger.pause(&scope, args.because.as_deref()).await?;
+    let paused = desk.pause(&scope, args.because.as_deref()).await?;
     app.output.result(&paused, || {
         format!(
             "No job of {} starts until `fettler resume` says so. What runs goes on.",
@@ -46,11 +46,9 @@ pub(crate) async fn pause(app: &App, args: &PauseArgs) -> Outcome {
 }
 
 pub(crate) async fn resume(app: &App, args: &ResumeArgs) -> Outcome {
-    let ledger = app.ledger().await?;
+    let desk = app.desk().await?;
     let scope = of(app, &args.scope).await?;
-    let readied = ledger.readied();
-    let woken = ledger.resume(&scope).await?;
-    app.push_readied(readied).await?;
+    let woken = app.readying(desk.resume(&scope)).await?;
     let names = names(app).await?;
     app.output
         .result(&json!({ "resumed": scope, "woken": woken }), || {
@@ -69,15 +67,15 @@ async fn of(app: &App, args: &PauseScopeArgs) -> Result<Scope, Failure> {
         ));
     }
     if let Some(name) = &args.policy {
-        let policy = app.ledger().await?.find_policy(app.tenant(), name).await?;
-        return Ok(Scope::Policy(policy.id));
+        let document = app.desk().await?.policy(app.tenant(), name.as_str(), 0).await?;
+        return Ok(Scope::Policy(document.policy.id));
     }
     if let Some(kind) = &args.kind {
         app.not_of_one_tenant("a kind")?;
         return Ok(Scope::Kind(kind.clone()));
     }
     match app.asked_tenant() {
-        Some(tenant) => Ok(Scope::Tenant(app.ledger().await?.tenant(tenant).await?.id)),
+        Some(tenant) => Ok(Scope::Tenant(app.desk().await?.tenant(tenant).await?.id)),
         None => Ok(Scope::All),
     }
 }
