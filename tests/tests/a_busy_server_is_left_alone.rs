@@ -38,13 +38,8 @@ fn p12_a_long_job_leaves_a_busy_server_alone_and_says_what_it_saw() {
     let server = PostgresServer::shared(PgMajor::V15);
     let source = server.create_database("busy").unwrap();
     let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
-    let limits = ["--max-connections", "1"];
-    let added = [
-        &["database", "add", "busy", &source.url(), "--json"][..],
-        &limits,
-    ]
-    .concat();
-    let added = fettler.run(&added).done().json();
+    let url = source.url();
+    let added = fettler.json(&["database", "add", "busy", &url, "--max-connections", "1"]);
     assert_eq!(added["terms"]["load"], json!({"connections": 1}));
     std::thread::scope(|scope| {
         // Two clients, until they are ended.
