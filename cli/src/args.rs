@@ -932,11 +932,7 @@ pub(crate) enum JobsCommand {
 #[derive(Debug, Args)]
 pub(crate) struct JobsCancelArgs {
     /// Its id, or a beginning or ending of it
-    #[arg(
-        value_name = "JOB",
-        required_unless_present = "all_matching",
-        conflicts_with = "all_matching"
-    )]
+    #[arg(value_name = "JOB", conflicts_with = "all_matching")]
     pub(crate) job: Option<String>,
     #[command(flatten)]
     pub(crate) matching: JobsMatchArgs,

@@ -410,7 +410,7 @@ async fn filter(app: &App, args: &JobsMatchArgs) -> Result<JobFilter, Failure> {
     if !args.all_matching {
         return Err(Failure::usage(
             "which jobs are meant was not said",
-            "`--all-matching` means all of the tenant's that match the other options",
+            "name one, or say `--all-matching` for all of the tenant's that match the other options",
         ));
     }
     let database = match &args.database {
