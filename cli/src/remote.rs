@@ -261,7 +261,7 @@ impl Remote {
             match self.send(request).await {
                 Ok(response) => return self.read(response).await,
                 Err(failure) if failure.problem.code == "server.unreachable" => {
-                    last = Some(failure)
+                    last = Some(failure);
                 }
                 Err(failure) => return Err(failure),
             }
