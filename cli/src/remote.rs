@@ -371,9 +371,16 @@ fn refused(status: StatusCode, problem: ProblemDocument) -> Failure {
         status,
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
     );
+    let remedy = if status == StatusCode::UNAUTHORIZED {
+        format!(
+            "set {TOKEN_VARIABLE} to a token of that Fettler; `fettler token add` makes one there"
+        )
+    } else {
+        problem.remedy.clone()
+    };
     Failure {
         exit: if is_usage { Exit::Usage } else { Exit::Failed },
-        problem: Problem::permanent(problem.code().to_owned(), what, problem.remedy),
+        problem: Problem::permanent(problem.code().to_owned(), what, remedy),
     }
 }
 
