@@ -38,6 +38,10 @@ async fn a_database_is_changed_only_by_who_has_seen_it_as_it_is() {
         .await
         .expect(428);
     admin
+        .with_body("PATCH", &path, &change, &[("if-match", "")])
+        .await
+        .expect(428);
+    admin
         .with_body("PATCH", &path, &change, &[("if-match", "\"other\"")])
         .await
         .expect(412);
@@ -216,6 +220,10 @@ async fn p9_a_password_in_a_url_is_sealed_for_its_tenant_and_never_comes_back() 
         )
         .await
         .expect(202);
+
+    // Nor does it in words that say that there is no such thing.
+    let by_url = format!("/api/v1/databases/postgres%3A%2F%2Fann%3A{secret}%40192.0.2.7%2Fapp");
+    assert!(!admin.get(&by_url).await.expect(404).text.contains(secret));
 
     // Another place does not get the old one's password, and nobody names a sealed one himself.
     let path = added.header("location");

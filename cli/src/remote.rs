@@ -269,7 +269,7 @@ impl Remote {
             match self.send(request).await {
                 Ok(response) => return self.read(response).await,
                 Err(failure) if failure.problem.code == "server.unreachable" => {
-                    last = Some(failure)
+                    last = Some(failure);
                 }
                 Err(failure) => return Err(failure),
             }
@@ -379,9 +379,16 @@ fn refused(status: StatusCode, problem: ProblemDocument) -> Failure {
         status,
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
     );
+    let remedy = if status == StatusCode::UNAUTHORIZED {
+        format!(
+            "set {TOKEN_VARIABLE} to a token of that Fettler; `fettler token add` makes one there"
+        )
+    } else {
+        problem.remedy.clone()
+    };
     Failure {
         exit: if is_usage { Exit::Usage } else { Exit::Failed },
-        problem: Problem::permanent(problem.code().to_owned(), what, problem.remedy),
+        problem: Problem::permanent(problem.code().to_owned(), what, remedy),
     }
 }
 

@@ -12,7 +12,9 @@ use std::{
 
 use fettler_tests::{
     Installation, Running,
-    servers::{MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, wait_until},
+    servers::{
+        MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, TcpProxy, wait_until,
+    },
     sqlite,
 };
 use serde_json::Value;
@@ -258,6 +260,42 @@ fn the_same_commands_with_server_do_the_same_and_print_the_same_as_beside_the_le
         refused.code, 2,
         "what works on this machine is not asked of another: {refused:?}"
     );
+}
+
+#[test]
+fn rule_14_a_job_is_accepted_while_redis_hangs_and_runs_all_the_same() {
+    let fleet = Fleet::new(PgMajor::V15);
+    let proxy = TcpProxy::start(fleet.redis.port()).unwrap();
+    let by_proxy = |machine: Installation| {
+        machine.with("FETTLER_QUEUE__URL", fleet.redis.url_via(proxy.port()))
+    };
+    let (operator, first, second) = (
+        fleet.machine(),
+        by_proxy(fleet.machine()),
+        by_proxy(fleet.machine()),
+    );
+    let source = operator.path("bank.sqlite");
+    sqlite::make_bank(&source, 1 << 20);
+    operator.json(&["database", "add", "bank", source.to_str().unwrap()]);
+    let api = first.start(&["api", "--listen", "127.0.0.1:0"]);
+    let worker = second.start(&["worker"]);
+    let url = url_of(&api);
+    let token = operator.json(&["token", "add", "ann", "--role", "operator"]);
+    let token = token["text"].as_str().unwrap();
+    let submit = r#"curl -sS --max-time 3 --fail-with-body -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+        -d '{"kind": "backup", "database": "bank"}' "$URL/api/v1/jobs" | jq -r .id"#;
+    let submit = format!("URL={url} TOKEN={token}\n{submit}");
+    // Whoever waits for Redis now waits for ever.
+    proxy.stall(true);
+    for _ in 0..3 {
+        let output = bash(&operator, &submit);
+        assert!(output.status.success(), "{output:?} {}", api.log());
+        let id = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        wait_until("the job ends", PATIENCE, || {
+            operator.json(&["jobs", "show", &id])["state"] == "succeeded"
+        })
+        .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
+    }
 }
 
 #[test]

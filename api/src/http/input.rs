@@ -235,7 +235,10 @@ pub(crate) fn etag(of: &impl Serialize) -> String {
 
 /// Refuses a change of what its changer has not seen.
 pub(crate) fn if_match(headers: &HeaderMap, etag: &str) -> Result<(), Refusal> {
-    let Some(wanted) = headers.get(header::IF_MATCH) else {
+    let wanted = headers
+        .get(header::IF_MATCH)
+        .filter(|wanted| !wanted.as_bytes().trim_ascii().is_empty());
+    let Some(wanted) = wanted else {
         return Err(Refusal::new(
             StatusCode::PRECONDITION_REQUIRED,
             "request.if_match",

@@ -430,6 +430,32 @@ mod tests {
     }
 
     #[test]
+    fn p6_addresses_that_were_looked_at_stand_in_for_the_name_for_pg_dump_too() {
+        let params = read(
+            "postgres://ann@db:6000/app?hostaddr=192.0.2.1,2001:db8::1",
+            &[],
+        );
+        assert_eq!(params.hosts, [(Host::Tcp("db".into()), 6000)]);
+        assert_eq!(params.addresses.len(), 2);
+        let environment = params.child_environment("x");
+        let variable = |wanted: &str| {
+            let (_, value) = environment
+                .iter()
+                .find(|(name, _)| *name == wanted)
+                .unwrap();
+            value.clone()
+        };
+        assert_eq!(variable("PGHOST").as_deref(), Some("db,db"));
+        assert_eq!(variable("PGPORT").as_deref(), Some("6000,6000"));
+        assert_eq!(
+            variable("PGHOSTADDR").as_deref(),
+            Some("192.0.2.1,2001:db8::1")
+        );
+        let plain = read("postgres://ann@db/app", &[("PGHOSTADDR", "192.0.2.1")]);
+        assert!(plain.addresses.is_empty());
+    }
+
+    #[test]
     fn trusted_certificates_turn_require_into_verify_ca() {
         let params = read("postgres://a@h/d?sslmode=require&sslrootcert=/ca.pem", &[]);
         assert_eq!(params.ssl_mode, SslMode::VerifyCa);
