@@ -989,7 +989,11 @@ pub(crate) struct LimitScopeArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) database: Option<String>,
     /// Those about all databases of this server
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(
+        id = "database_server",
+        long = "database-server",
+        value_name = "HOST:PORT"
+    )]
     pub(crate) server: Option<String>,
     /// Those of this kind, whosever they are
     #[arg(long, value_name = "KIND")]

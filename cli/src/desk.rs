@@ -2,10 +2,13 @@
 //! (`--server`). Both give the same records, so that a command prints the same whichever it asked.
 
 use fettler_api::http::{
-    Accepted, AttemptList, CancelAnswer, CancelWord, LimitList, LogPage, Matching, PauseInput, PauseList, PolicyDocument, PriorityInput, ResumeAnswer, TokenList,
+    Accepted, AttemptList, CancelAnswer, CancelWord, LimitList, LogPage, Matching, PauseInput,
+    PauseList, PolicyDocument, PriorityInput, ResumeAnswer, TokenList,
 };
 use fettler_ledger::{
-    AttemptRecord, BackupFilter, BackupRecord, BulkCancel, BulkReplay, CancelOutcome, DatabaseRecord, JobFilter, JobRecord, Ledger, LedgerError, LimitRecord, LogLine, PauseRecord, PolicyRecord, Submitted, TenantRecord, TokenRecord,
+    AttemptRecord, BackupFilter, BackupRecord, BulkCancel, BulkReplay, CancelOutcome,
+    DatabaseRecord, JobFilter, JobRecord, Ledger, LedgerError, LimitRecord, LogLine, PauseRecord,
+    PolicyRecord, Submitted, TenantRecord, TokenRecord,
 };
 use fettler_model::{JobId, Priority, Scope, TenantId, Timestamp, TokenId};
 use fettler_scheduler::PolicyPlan;

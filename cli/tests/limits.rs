@@ -66,7 +66,7 @@ fn limits_weights_and_ceilings_are_set_shown_and_taken_away() {
     let folder = with_shop();
     for (of, name) in [
         (["--tenant", "default"], "tenant/default"),
-        (["--server", "DB1:5432"], "server/db1:5432"),
+        (["--database-server", "DB1:5432"], "server/db1:5432"),
         (["--kind", "backup"], "kind/backup"),
         (["--class", "long"], "class/long"),
     ] {
@@ -79,10 +79,13 @@ fn limits_weights_and_ceilings_are_set_shown_and_taken_away() {
     let removed = folder.run(&["limit", "remove", "--kind", "backup", "--json"]);
     assert_eq!(removed.document(0)["removed"], "kind/backup");
     let nothing = folder.run(&["limit", "set", "2"]);
-    assert!(nothing.error(2).contains("--server"), "{nothing:#?}");
+    assert!(
+        nothing.error(2).contains("--database-server"),
+        "{nothing:#?}"
+    );
     let none = folder.run(&["limit", "set", "0", "--kind", "backup"]);
     assert!(none.error(1).contains("fettler pause"), "{none:#?}");
-    let odd = folder.run(&["limit", "set", "1", "--server", "db1"]);
+    let odd = folder.run(&["limit", "set", "1", "--database-server", "db1"]);
     assert!(odd.error(2).contains("host:port"), "{odd:#?}");
     let both = folder.run(&["pause", "--kind", "backup", "--tenant", "default"]);
     assert!(both.error(2).contains("all tenants"), "{both:#?}");

@@ -9,7 +9,7 @@ use crate::{
     policies::{POLICY, policy_record},
     row::Fields,
     store::V,
-    tenancy::{DATABASE, database_record, tenant_record},
+    tenancy::{DATABASE, TENANT, database_record, tenant_record},
 };
 
 /// How many rows a page has at most.
@@ -34,7 +34,7 @@ impl Ledger {
             .store
             .read(
                 "reading tenants",
-                format!("SELECT id, created FROM tenant WHERE id > $1 ORDER BY id LIMIT {limit}"),
+                format!("SELECT {TENANT} FROM tenant WHERE id > $1 ORDER BY id LIMIT {limit}"),
                 &[V::T(after.map_or("", TenantId::as_str))],
             )
             .await?;

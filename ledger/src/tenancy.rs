@@ -14,6 +14,7 @@ use crate::{
 };
 
 const READING: &str = "reading databases";
+pub(crate) const TENANT: &str = "id, created, weight, ceiling";
 pub(crate) const DATABASE: &str =
     "id, tenant, name, url, password, identity_key, labels, sandbox, created, terms, route";
 
@@ -67,7 +68,7 @@ impl Ledger {
             .store
             .read(
                 "reading tenants",
-                "SELECT id, created, weight, ceiling FROM tenant ORDER BY id",
+                format!("SELECT {TENANT} FROM tenant ORDER BY id"),
                 &[],
             )
             .await?;
@@ -85,7 +86,7 @@ impl Ledger {
             .store
             .read_one(
                 "reading tenants",
-                "SELECT id, created, weight, ceiling FROM tenant WHERE id = $1",
+                format!("SELECT {TENANT} FROM tenant WHERE id = $1"),
                 &[V::T(tenant.as_str())],
             )
             .await?;

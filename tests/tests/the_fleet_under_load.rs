@@ -105,8 +105,16 @@ fn p1_p2_every_job_ends_once_and_a_get_after_202_never_answers_404() {
         })
         .collect();
     let mut others: Vec<Running> = Vec::new();
-    others.extend(machines[2..4].iter().map(|machine| machine.start(&["scheduler"])));
-    others.extend(machines[4..].iter().map(|machine| machine.start(&["worker"])));
+    others.extend(
+        machines[2..4]
+            .iter()
+            .map(|machine| machine.start(&["scheduler"])),
+    );
+    others.extend(
+        machines[4..]
+            .iter()
+            .map(|machine| machine.start(&["worker"])),
+    );
     for interface in &interfaces {
         wait_until("the interface answers", Duration::from_secs(60), || {
             http::get(&interface.address, "/readyz").is_ok_and(|(status, _)| status == 200)
@@ -155,7 +163,9 @@ fn p1_p2_every_job_ends_once_and_a_get_after_202_never_answers_404() {
     // A row of the history is written when a job ends, and its key is the job's id; an attempt has a row of its own where it
     // was not the only one.
     assert_eq!(
-        told("SELECT count(*) || ' ' || count(DISTINCT id) || ' ' || sum((outcome = 0)::int) FROM history"),
+        told(
+            "SELECT count(*) || ' ' || count(DISTINCT id) || ' ' || sum((outcome = 0)::int) FROM history"
+        ),
         format!("{all} {all} {all}"),
         "{}",
         logs(&others)
@@ -169,6 +179,11 @@ fn p1_p2_every_job_ends_once_and_a_get_after_202_never_answers_404() {
         assert_eq!(running.terminate(), 0, "{}", running.log());
     }
     for interface in &mut interfaces {
-        assert_eq!(interface.running.terminate(), 0, "{}", interface.running.log());
+        assert_eq!(
+            interface.running.terminate(),
+            0,
+            "{}",
+            interface.running.log()
+        );
     }
 }

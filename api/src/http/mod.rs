@@ -55,7 +55,8 @@ use problem::Refusal;
 
 pub use backups::ProofList;
 pub use control::{
-    LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ResumeAnswer, ResumeInput,
+    LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ResumeAnswer,
+    ResumeInput,
 };
 pub use databases::{DatabaseInput, DatabasePatch};
 pub use events::EventDocument;

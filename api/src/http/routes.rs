@@ -16,7 +16,8 @@ use super::{
     access::Permission,
     backups::{self, BackupsQuery, ProofList, StatisticsList, StatisticsQuery},
     control::{
-        self, LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ResumeAnswer, ResumeInput, ScopeQuery,
+        self, LimitInput, LimitList, Matching, PauseInput, PauseList, PriorityInput, ResumeAnswer,
+        ResumeInput, ScopeQuery,
     },
     databases::{self, DatabaseInput, DatabasePatch, NamedQuery},
     events::{self, EventsQuery, JobEventsQuery},
@@ -225,7 +226,7 @@ fn events() -> Vec<Route> {
 }
 
 fn tenants() -> Vec<Route> {
-    let tenant = json!({"id": "acme", "created": AT});
+    let tenant = json!({"id": "acme", "created": AT, "weight": 1.0, "priority_ceiling": "highest"});
     vec![
         Route::get("/api/v1/tenants", "listTenants", get(tenants::list))
             .does("List tenants by name")

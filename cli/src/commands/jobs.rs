@@ -502,9 +502,7 @@ async fn replay(app: &App, args: &JobsMatchArgs) -> Outcome {
 async fn priority(app: &App, arg: &JobArg, priority: Priority) -> Outcome {
     let desk = app.desk().await?;
     let record = find(app, &desk, arg).await?;
-    let changed = app
-        .readying(desk.set_priority(record.id, priority))
-        .await?;
+    let changed = app.readying(desk.set_priority(record.id, priority)).await?;
     let shown = Shown::of(changed, &names(app, &desk).await?);
     app.output.result(&shown, || {
         let capped = if shown.priority == priority {

@@ -121,7 +121,7 @@ async fn of(app: &App, args: &LimitScopeArgs) -> Result<Scope, Failure> {
         Some(tenant) => Ok(Scope::Tenant(app.desk().await?.tenant(tenant).await?.id)),
         None => Err(Failure::usage(
             "what is limited was not said",
-            "add `--tenant`, `--database`, `--server`, `--kind` or `--class`",
+            "add `--tenant`, `--database`, `--database-server`, `--kind` or `--class`",
         )),
     }
 }

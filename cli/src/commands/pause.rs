@@ -67,7 +67,11 @@ async fn of(app: &App, args: &PauseScopeArgs) -> Result<Scope, Failure> {
         ));
     }
     if let Some(name) = &args.policy {
-        let document = app.desk().await?.policy(app.tenant(), name.as_str(), 0).await?;
+        let document = app
+            .desk()
+            .await?
+            .policy(app.tenant(), name.as_str(), 0)
+            .await?;
         return Ok(Scope::Policy(document.policy.id));
     }
     if let Some(kind) = &args.kind {
