@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     COMMON, LIVE, Row,
-    finish::{Finish, finish, pass_turns, wake_first},
+    finish::{Finish, finish, wake_first},
     id_list,
     limits::{self, Limits},
     lines,
@@ -516,11 +516,11 @@ async fn decide(
         .map(|row| Finish::unrun(row, JobState::Expired))
         .collect();
     finish(transaction, now, &ends).await?;
-    pass_turns(transaction, &expired).await?;
 
-    let databases = database_facts(transaction, candidates.iter()).await?;
+    let all = || candidates.iter().chain(&expired);
+    let databases = database_facts(transaction, all()).await?;
     let (limit_names, pause_names) = if batch.has_rules {
-        limits::names_of(candidates.iter().map(|row| (row, databases.server_of(row))))
+        limits::names_of(all().map(|row| (row, databases.server_of(row))))
     } else {
         Default::default()
     };
@@ -529,6 +529,11 @@ async fn decide(
 
     let (mut taken, mut parked, mut delayed) = (Vec::new(), Vec::new(), Vec::new());
     let mut passed: BTreeSet<String> = BTreeSet::new();
+    for row in &expired {
+        let names = limits.known(limits::limits_on(&row.record, databases.server_of(row)));
+        limits.pass_on(&names, None);
+        passed.extend(databases.resource_of(row).cloned());
+    }
     for row in candidates {
         let free = room.of(&row);
         if *free == 0 {

@@ -70,8 +70,11 @@ impl Ledger {
             .map(|row| Row::read(row, DOING))
             .collect::<Result<Vec<_>>>()?;
         let rescued = take_back(&mut transaction, now, &rows).await?;
-        if rows.len() < PAGE {
+        if rows.is_empty() {
+            // Alone in its transaction: it locks all limits, in the order of their names.
             limits::recount(&mut transaction).await?;
+        }
+        if rows.len() < PAGE {
             // A job that it claimed after it was last heard of has a lease that is still to run out.
             transaction
                 .execute(
