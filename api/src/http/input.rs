@@ -21,7 +21,7 @@ pub(crate) const MAX_PAGE: usize = 1000;
 /// More unknown fields than anybody wants to read about.
 const MAX_NAMED: usize = 10;
 /// The longest idempotency key that is taken.
-const MAX_KEY_BYTES: usize = 255;
+pub(crate) const MAX_KEY_BYTES: usize = 255;
 
 /// The JSON body of a request, within the limit of its size.
 pub(crate) struct Body<T>(pub(crate) T);

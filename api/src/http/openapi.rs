@@ -146,10 +146,13 @@ fn operation(route: &Route, given: &mut SchemaGenerator, taken: &mut SchemaGener
         }
     }
     for header in &route.headers {
+        let mut schema = json!({"type": "string", "minLength": 1});
+        if let Some(most) = header.max_length {
+            schema["maxLength"] = json!(most);
+        }
         parameters.push(json!({
             "name": header.name, "in": "header", "required": header.is_required,
-            "description": header.description, "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-            "example": header.example,
+            "description": header.description, "schema": schema, "example": header.example,
         }));
     }
 

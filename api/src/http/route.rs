@@ -11,7 +11,7 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
 
-use super::{App, access, access::Permission};
+use super::{App, access, access::Permission, input::MAX_KEY_BYTES};
 
 /// Makes the schema of a type, or a reference to it.
 pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -37,6 +37,8 @@ pub(crate) struct Header {
     pub(crate) name: &'static str,
     pub(crate) description: &'static str,
     pub(crate) is_required: bool,
+    /// A longer value is refused.
+    pub(crate) max_length: Option<usize>,
     pub(crate) example: &'static str,
 }
 
@@ -148,6 +150,7 @@ impl Route {
             name: "Idempotency-Key",
             description: "The same key within seven days gives the same job; with another request it is refused (422).",
             is_required: false,
+            max_length: Some(MAX_KEY_BYTES),
             example: "nightly-2026-11-21",
         });
         self.refuses(
@@ -162,6 +165,7 @@ impl Route {
             name: "If-Match",
             description: "The `ETag` of what is to be changed.",
             is_required: true,
+            max_length: None,
             example: "\"3b2e1f6c9d8a47b0a1c2d3e4f5061728\"",
         });
         self.refuses(
