@@ -132,7 +132,7 @@ impl Remote {
         let Ok(problem) = serde_json::from_slice::<ProblemDocument>(&body) else {
             return Err(self.strange(&status.to_string()));
         };
-        Err(refused(status, problem))
+        Err(refused(status, &problem))
     }
 
     async fn body(&self, response: Response) -> Result<Vec<u8>, Failure> {
@@ -369,7 +369,7 @@ fn read_event(block: &str) -> Option<ServerEvent> {
 }
 
 /// What the other side said, as a failure of this one.
-fn refused(status: StatusCode, problem: ProblemDocument) -> Failure {
+fn refused(status: StatusCode, problem: &ProblemDocument) -> Failure {
     let mut what = problem.detail.clone();
     for error in &problem.errors {
         // The field is named already where it is the only thing to say.
