@@ -11,7 +11,7 @@ use std::{
 
 use fettler_model::{JobId, Timestamp};
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, Row as _,
+    Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Row as _,
     any::{AnyConnectOptions, AnyPoolOptions, AnyRow},
     pool::PoolConnection,
 };
@@ -68,7 +68,8 @@ impl Store {
         let path = prepare_file(path)?;
         let url = Url::from_file_path(&path).map_err(|()| bad_path(&path, "it is not absolute"))?;
         let connect = AnyConnectOptions::from_str(&format!("sqlite://{}?mode=rw", url.path()))
-            .map_err(|error| bad_path(&path, &error.to_string()))?;
+            .map_err(|error| bad_path(&path, &error.to_string()))?
+            .disable_statement_logging();
         let pool = |connections: u32| {
             AnyPoolOptions::new()
                 .max_connections(connections)
@@ -112,8 +113,9 @@ impl Store {
             url.set_password(Some(password.expose()))
                 .map_err(|()| bad("it cannot hold a password".to_owned()))?;
         }
-        let connect =
-            AnyConnectOptions::from_str(url.as_str()).map_err(|error| bad(error.to_string()))?;
+        let connect = AnyConnectOptions::from_str(url.as_str())
+            .map_err(|error| bad(error.to_string()))?
+            .disable_statement_logging();
         let pool = AnyPoolOptions::new()
             .max_connections(options.connections.max(2))
             .acquire_timeout(ACQUIRE_WAIT.min(Duration::from_secs(15)))

@@ -12,7 +12,6 @@ use thiserror::Error;
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
     EnvFilter, Layer, filter::FilterExt as _, layer::SubscriberExt, registry::LookupSpan,
-    util::SubscriberInitExt,
 };
 
 use crate::{TRACE, lines::Fields};
@@ -107,7 +106,7 @@ pub fn start(options: &Options) -> Result<Telemetry, TelemetryError> {
         .map(|address| provider(options, address))
         .transpose()?;
     let tracer = traces.as_ref().map(|traces| traces.tracer(options.service));
-    tracing_subscriber::registry()
+    let subscriber = tracing_subscriber::registry()
         .with(log(options.log_form).with_filter(filter.and(logged())))
         // Whatever the log leaves out, a trace has all its stages.
         .with(tracer.map(|tracer| {
@@ -116,8 +115,11 @@ pub fn start(options: &Options) -> Result<Telemetry, TelemetryError> {
                 .with_location(false)
                 .with_threads(false)
                 .with_filter(ours())
-        }))
-        .init();
+        }));
+    // What libraries say through the crate `log` is not taken in: whoever only asks through it whether something would be
+    // logged leaves the filters of single layers in a wrong state, and the next span or line of that thread is lost. For the
+    // same reason the ledger's driver logs no statements.
+    tracing::subscriber::set_global_default(subscriber).expect("a process begins to log once");
     Ok(Telemetry { traces })
 }
 
@@ -135,14 +137,14 @@ where
 }
 
 /// Spans of libraries would drown ours, and those of the exporter would beget further ones.
-fn ours() -> tracing_subscriber::filter::FilterFn {
+pub(crate) fn ours() -> tracing_subscriber::filter::FilterFn {
     tracing_subscriber::filter::filter_fn(|metadata| {
         metadata.target().starts_with("fettler") && *metadata.level() <= LevelFilter::INFO
     })
 }
 
 /// The log leaves out the spans of traces.
-fn logged() -> tracing_subscriber::filter::FilterFn {
+pub(crate) fn logged() -> tracing_subscriber::filter::FilterFn {
     tracing_subscriber::filter::filter_fn(|metadata| metadata.target() != TRACE)
 }
 

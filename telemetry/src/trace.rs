@@ -138,4 +138,45 @@ mod tests {
             assert_eq!(bad.parse::<TraceParent>(), Err(NotATraceParent), "{bad}");
         }
     }
+
+    /// As a process that sends traces has it, without a collector.
+    fn traced(work: impl FnOnce()) {
+        use opentelemetry::trace::TracerProvider as _;
+        use tracing_subscriber::{Layer as _, layer::SubscriberExt as _};
+
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("tests"))
+            .with_filter(crate::start::ours());
+        let log = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::sink)
+            .with_filter(crate::start::logged());
+        let subscriber = tracing_subscriber::registry().with(log).with(Some(layer));
+        tracing::subscriber::with_default(subscriber, work);
+    }
+
+    #[test]
+    fn a_trace_is_handed_on_from_the_span_that_asks_to_the_one_that_works() {
+        traced(|| {
+            let asked = tracing::info_span!(target: "fettler::trace", "send");
+            let given: TraceParent = GOOD.parse().expect("it is well formed");
+            continue_trace(&asked, &given);
+            let handed = asked.in_scope(trace_parent).expect("it is traced");
+            let text = handed.to_string();
+            assert!(text.starts_with(&GOOD[..36]), "{text}");
+            assert_ne!(text, GOOD, "the span is another one");
+
+            let works = tracing::info_span!("job");
+            continue_trace(&works, &handed);
+            describe(&works, [("messaging.system", "fettler".to_owned())]);
+            let in_work = works.in_scope(trace_parent).expect("it is traced");
+            assert!(in_work.to_string().starts_with(&GOOD[..36]), "{in_work}");
+        });
+    }
+
+    #[test]
+    fn where_nothing_is_traced_there_is_nothing_to_hand_on() {
+        let span = tracing::info_span!("send");
+        assert_eq!(span.in_scope(trace_parent), None);
+    }
 }

@@ -74,11 +74,10 @@ fn a_trace_leads_from_the_request_through_the_queue_to_copy_pack_and_put() {
     assert_eq!(working.terminate(), 0, "{}", working.log());
     assert_eq!(answering.terminate(), 0, "{}", answering.log());
 
-    let spans: Vec<SeenSpan> = collector
+    let (spans, others): (Vec<SeenSpan>, Vec<SeenSpan>) = collector
         .spans()
         .into_iter()
-        .filter(|span| span.trace == TRACE)
-        .collect();
+        .partition(|span| span.trace == TRACE);
     let by_id: HashMap<&str, &SeenSpan> =
         spans.iter().map(|span| (span.id.as_str(), span)).collect();
     // The names on the way from a span up to the request.
@@ -99,7 +98,8 @@ fn a_trace_leads_from_the_request_through_the_queue_to_copy_pack_and_put() {
     ] {
         assert!(
             ways.iter().any(|way| way == expected),
-            "{expected}\n{ways:#?}"
+            "{expected}\n{ways:#?}\nin other traces: {others:#?}\n{}",
+            working.log()
         );
     }
     let named = |name: &str| {

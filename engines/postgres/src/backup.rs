@@ -828,7 +828,7 @@ impl Shared {
                 self.add(work.table, |found| found.counted = Some(counted));
             }
             WorkKind::Rows(format, stream) => {
-                let span = copy_span(&work.what);
+                let span = copy_span(work.what.trim_start_matches("reading "));
                 let copied = match (sink, stream) {
                     (Some(sink), Some(stream)) => {
                         into_stream(session, &work, *format, &self.reading, sink, stream)
