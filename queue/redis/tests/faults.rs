@@ -68,16 +68,21 @@ async fn all_end_once(queue: &RedisQueue, ledger: &Ledger, ids: &[JobId]) {
     }
 }
 
+/// A number that a run at full size sets; see docs/testing.md.
+fn asked_for(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p1_a_flushall_with_20_000_queued_loses_and_doubles_nothing() {
-    const JOBS: usize = 20_000;
+async fn p1_a_flushall_with_many_queued_loses_and_doubles_nothing() {
+    let jobs = asked_for("FETTLER_TEST_JOBS", 20_000);
     let server = RedisServer::start(RedisOptions::new()).unwrap();
     let mut fleet = Fleet::at(server.url());
     fleet.options.sweep_every = Duration::from_secs(3600);
     let ledger = fleet.open_ledger().await;
     let queue = fleet.start_queue(&ledger);
-    let mut ids = submit_many(&ledger, JOBS, "default").await;
-    wait_known(&fleet, JOBS).await;
+    let mut ids = submit_many(&ledger, jobs, "default").await;
+    wait_known(&fleet, jobs).await;
     // Some are done before.
     let before = work_off(&queue, &ledger, &room(100), 500).await;
     let gone: HashSet<JobId> = before.iter().map(|(id, _)| *id).collect();
@@ -156,6 +161,7 @@ async fn through_a_bad_line(cut: fn(&TcpProxy), mend: fn(&TcpProxy)) {
     fleet.options.url = server.url();
     wait_known(&fleet, ids.len()).await;
     cut(&proxy);
+    let began = Instant::now();
     ids.extend(submit_many(&ledger, 200, "default").await);
     let (working, other) = (queue.clone(), ledger.clone());
     let first = ids.len() / 100;
@@ -164,6 +170,11 @@ async fn through_a_bad_line(cut: fn(&TcpProxy), mend: fn(&TcpProxy)) {
     // They come, slowly, though Redis is away.
     let done = worker.await.unwrap();
     assert_eq!(done.len(), first);
+    let outage = Duration::from_secs(asked_for("FETTLER_TEST_OUTAGE", 0) as u64);
+    eventually("the end of the outage", || async {
+        (began.elapsed() >= outage).then_some(())
+    })
+    .await;
     assert!(!queue.is_up());
     mend(&proxy);
     let mended = Instant::now();
