@@ -18,9 +18,9 @@ pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
 /// Buffers that may wait for whoever takes them, a session.
 pub(crate) const BUFFERS_WAITING: usize = 4;
 /// How the file form of binary COPY begins: signature, flags, length of the header's extension.
-const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub(crate) const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// How it ends: a row of -1 fields.
-const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
+pub(crate) const BINARY_TRAILER: [u8; 2] = [0xff, 0xff];
 
 /// How the rows of a table are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

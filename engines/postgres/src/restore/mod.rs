@@ -12,6 +12,7 @@
 //! In a private sandbox (see [`crate::sandbox`]) nothing of the dump's own code runs as a superuser (rule 31).
 
 pub(crate) mod archive;
+mod batches;
 mod place;
 mod rows;
 mod select;

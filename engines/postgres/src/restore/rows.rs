@@ -18,13 +18,18 @@ use crate::{
     backup::{copy_span, speak},
     catalogue::{self, ServerFacts},
     connect::connect,
+    copy::{BINARY_HEADER, BINARY_TRAILER, Format},
     data::{BackupData, LARGE_OBJECTS_STREAM, LargeObjectFacts, SequenceData, TableData},
+    error::WireError,
     names::{literal, qualified, quote_ident},
     params::Params,
     wire::Session,
 };
 
-use super::place::{self, MARKER_SCHEMA, grant_sql, note_sql};
+use super::{
+    batches::Batches,
+    place::{self, MARKER_SCHEMA, grant_sql, note_sql},
+};
 
 /// A table whose only stream has at least this many bytes is emptied and filled in one transaction, so that its
 /// rows are written frozen. For smaller ones the extra file costs more than it saves.
@@ -47,6 +52,7 @@ struct Load {
 enum LoadKind {
     Rows {
         copy: String,
+        format: Format,
         /// The table to empty first.
         truncate: Option<String>,
     },
@@ -192,6 +198,7 @@ fn load_of(table: &TableData, stream: &str, bytes: u64) -> Load {
         what: table.display(),
         kind: LoadKind::Rows {
             copy: format!("COPY {into}{columns} FROM STDIN {options}"),
+            format: table.rows_as,
             truncate: freeze.then_some(into),
         },
     }
@@ -249,17 +256,22 @@ async fn load_one(
     load: &Load,
 ) -> Result<u64, EngineError> {
     let doing = format!("restoring {}", load.what);
-    let (begin, copy) = match &load.kind {
-        LoadKind::Rows { copy, truncate } => {
+    let (begin, copy, format) = match &load.kind {
+        LoadKind::Rows {
+            copy,
+            format,
+            truncate,
+        } => {
             let truncate = truncate
                 .as_ref()
                 .map(|table| format!("; TRUNCATE ONLY {table}"))
                 .unwrap_or_default();
-            (format!("BEGIN{truncate}"), copy.clone())
+            (format!("BEGIN{truncate}"), copy.clone(), *format)
         }
         LoadKind::Pages(_) => (
             "BEGIN; CREATE TEMP TABLE fettler_pages (object oid, page int4, data bytea) ON COMMIT DROP".to_owned(),
             "COPY fettler_pages (object, page, data) FROM STDIN (FORMAT binary)".to_owned(),
+            Format::Binary,
         ),
     };
     session
@@ -267,7 +279,7 @@ async fn load_one(
         .await
         .map_err(|error| error.doing(&doing))?;
     let reader = backup.read(&load.stream).await?;
-    let rows = copy_in(context, session, &copy, reader, &doing)
+    let rows = copy_in(context, session, &copy, format, reader, &doing)
         .instrument(copy_span(&load.what))
         .await?;
     if let LoadKind::Pages(page_bytes) = load.kind {
@@ -299,11 +311,13 @@ async fn copy_in(
     context: &EngineContext,
     session: &mut Session,
     copy: &str,
+    format: Format,
     reader: StreamReader,
     doing: &str,
 ) -> Result<u64, EngineError> {
     let mut lent = session.lend();
     let (copy, doing_there) = (copy.to_owned(), doing.to_owned());
+    let mut batches = Batches::of(format);
     let (stop, progress) = (
         context.stop.clone(),
         std::sync::Arc::clone(&context.progress),
@@ -311,13 +325,14 @@ async fn copy_in(
     let sending = AbortOnDropHandle::new(tokio::spawn(async move {
         let mut reader = reader;
         let work = async {
+            let mut rows = 0;
             lent.begin_copy_in(&copy)
                 .await
                 .map_err(|error| error.doing(&doing_there))?;
             while let Some(piece) = reader.next().await {
                 match piece {
                     Ok(bytes) => {
-                        lent.copy_in(&bytes)
+                        rows += send(&mut lent, &copy, &bytes, &mut batches)
                             .await
                             .map_err(|error| error.doing(&doing_there))?;
                         progress.add(bytes.len() as u64, 0);
@@ -330,9 +345,11 @@ async fn copy_in(
                     }
                 }
             }
-            lent.end_copy_in()
+            rows += lent
+                .end_copy_in()
                 .await
-                .map_err(|error| error.doing(&doing_there))
+                .map_err(|error| error.doing(&doing_there))?;
+            Ok(rows)
         };
         let rows = stop
             .run_until_cancelled(work)
@@ -346,6 +363,26 @@ async fn copy_in(
     })?;
     session.give_back(lent);
     rows
+}
+
+/// Sends one piece of a stream, as several COPY where its rows are large. Gives back the rows of those that ended.
+async fn send(
+    session: &mut Session,
+    copy: &str,
+    mut bytes: &[u8],
+    batches: &mut Batches,
+) -> Result<u64, WireError> {
+    let mut rows = 0;
+    while let Some(end) = batches.end_in(bytes) {
+        session.copy_in(&bytes[..end]).await?;
+        session.copy_in(&BINARY_TRAILER).await?;
+        rows += session.end_copy_in().await?;
+        session.begin_copy_in(copy).await?;
+        session.copy_in(&BINARY_HEADER).await?;
+        bytes = &bytes[end..];
+    }
+    session.copy_in(bytes).await?;
+    Ok(rows)
 }
 
 /// Makes the large objects, still empty, with their owners, grants and comments.

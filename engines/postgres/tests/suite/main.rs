@@ -15,6 +15,7 @@ mod everything;
 mod load;
 mod login;
 mod measure;
+mod memory;
 mod moment;
 mod part;
 mod refusals;
