@@ -234,8 +234,10 @@ async fn count_while_fenced(
             return Ok(json!({"zombie": true}));
         }
         count += 1;
-        std::fs::write(folder.join(format!("count-{token}")), count.to_string())
-            .expect("the folder is there");
+        // In one step: a process that is stopped in the middle of a write leaves an empty file.
+        let beside = folder.join(format!("counting-{token}"));
+        std::fs::write(&beside, count.to_string()).expect("the folder is there");
+        std::fs::rename(&beside, folder.join(format!("count-{token}"))).expect("it was written");
         if folder.join("enough").exists() && token.attempt_number() > 1 {
             return Ok(json!({"counted_by": token.attempt_number()}));
         }
