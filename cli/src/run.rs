@@ -47,6 +47,23 @@ pub(crate) struct Asked {
     pub(crate) title: String,
 }
 
+impl Asked {
+    /// About a repository and no database.
+    pub(crate) fn about(
+        kind: &'static str,
+        arguments: &impl serde::Serialize,
+        title: String,
+    ) -> Self {
+        Self {
+            kind,
+            database: None,
+            arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
+            tags: Vec::new(),
+            title,
+        }
+    }
+}
+
 /// How a job was submitted, and who runs it.
 pub(crate) struct Begun {
     pub(crate) job: JobId,

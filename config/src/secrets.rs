@@ -41,6 +41,14 @@ pub enum SecretError {
     /// A sealed secret is opened by [`SealedSecrets`] only.
     #[error("the secret is sealed in the ledger and cannot be read from here")]
     NotHere,
+    /// The key file of sealed secrets cannot be read.
+    #[error("the key file {path}, with which passwords are sealed, cannot be read: {source}")]
+    NoKey {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The key file of sealed secrets is damaged.
     #[error("the key file {0} does not hold a key")]
     NotAKey(PathBuf),
@@ -67,6 +75,9 @@ impl From<SecretError> for Problem {
                 "check that the file exists, that this user may read it and that its first line is the secret".to_owned()
             }
             SecretError::NotHere => String::new(),
+            SecretError::NoKey { .. } => {
+                "in a fleet it is one file for all machines: copy it from the one where the password was given, and name it in `keys.secrets_file`; or give the password anew with `fettler database edit --password`".to_owned()
+            }
             SecretError::NotAKey(_) | SecretError::DoesNotOpen(_) => {
                 "bring the key file back from where the folder was copied, or give the password anew with `fettler database edit --password`".to_owned()
             }
@@ -191,7 +202,7 @@ impl SealedSecrets {
             self.make_key()?;
         }
         let text = Zeroizing::new(std::fs::read_to_string(&self.key_file).map_err(|source| {
-            SecretError::File {
+            SecretError::NoKey {
                 path: self.key_file.clone(),
                 source,
             }

@@ -5,9 +5,13 @@
 
 mod archive;
 mod backup;
+mod check;
 mod collect;
 mod context;
+mod diff;
+mod forget;
 mod hooks;
+mod inspect;
 mod kind;
 mod load;
 mod ping;
@@ -18,12 +22,18 @@ mod verify;
 
 pub use archive::report_of;
 pub use backup::{Backup, BackupArguments, BackupOutput, facts_of_manifest};
+pub use check::{Check, CheckArguments, CheckOutput};
 pub use collect::{Collect, CollectArguments, CollectOutput};
 pub use context::{
     BackupPlace, Catalogue, DatabaseRecord, JobContext, JobLedger, JobRecord, Services, StopReason,
     Stopping, UpkeepRecord,
 };
+pub use diff::{Change, Diff, DiffArguments, DiffOutput, Difference, diff};
+pub use forget::{
+    BY_REQUEST, Forget, ForgetArguments, ForgetOutput, Hold, HoldArguments, HoldOutput,
+};
 pub use hooks::Hooks;
+pub use inspect::{Inspect, InspectArguments, InspectOutput, StreamOutput};
 pub use kind::{DynKind, JobKind, Registry, UnknownKind};
 pub use load::check_load;
 pub use ping::{Ping, PingArguments, PingOutput};
@@ -38,7 +48,12 @@ impl Registry {
     pub fn standard() -> Self {
         Self::empty()
             .with(Backup)
+            .with(Check)
             .with(Collect)
+            .with(Diff)
+            .with(Forget)
+            .with(Hold)
+            .with(Inspect)
             .with(Ping)
             .with(Prove)
             .with(Restore)

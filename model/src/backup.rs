@@ -150,7 +150,9 @@ impl JsonSchema for Fingerprint {
 }
 
 /// What sort of thing inside a database an [`ObjectFacts`] speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectKind {
     /// Rows: a table or a partition.

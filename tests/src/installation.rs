@@ -1,4 +1,4 @@
-//! The binary `fettler` and a folder that it works in.
+//! The binary `fettler` and a folder that it works in, in either of its sizes.
 
 use std::{
     ffi::OsStr,
@@ -13,6 +13,17 @@ use std::{
 use fettler_test_servers::wait_until;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::fleet::Staff;
+
+/// The two sizes that Fettler has: what is promised holds in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// All of it in the process of a command, or of `fettler up`, and in one folder.
+    Embedded,
+    /// An interface and workers on machines of their own; commands ask the interface with `--server`.
+    Fleet,
+}
 
 /// What a command answered.
 #[derive(Debug)]
@@ -54,7 +65,13 @@ impl Answer {
 pub struct Installation {
     folder: TempDir,
     environment: Vec<(String, String)>,
+    size: Size,
+    workers: usize,
+    staff: OnceLock<Box<Staff>>,
 }
+
+/// Workers that a fleet has from the start.
+const WORKERS: usize = 2;
 
 impl Default for Installation {
     fn default() -> Self {
@@ -70,17 +87,89 @@ impl Installation {
     /// When the folder cannot be made.
     #[must_use]
     pub fn new() -> Self {
+        Self::of_size(Size::Embedded)
+    }
+
+    /// The same in a size. The processes of a fleet start with the first command, on machines that know all variables; the command
+    /// itself knows nothing but the interface's address and a token.
+    ///
+    /// # Panics
+    ///
+    /// When the folder cannot be made.
+    #[must_use]
+    pub fn of_size(size: Size) -> Self {
         Self {
             folder: TempDir::with_prefix("fettler-e2e-").expect("a temporary folder can be made"),
             environment: Vec::new(),
+            size,
+            workers: WORKERS,
+            staff: OnceLock::new(),
         }
     }
 
+    /// Whoever runs jobs is started by the test, with [`Installation::start_worker`].
+    #[must_use]
+    pub fn without_workers(mut self) -> Self {
+        self.workers = 0;
+        self
+    }
+
     /// Sets a variable for every command.
+    ///
+    /// # Panics
+    ///
+    /// When a fleet knows its variables already.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        assert!(self.staff.get().is_none(), "the fleet runs already");
         self.environment.push((name.to_owned(), value.into()));
         self
+    }
+
+    /// A variable that was set.
+    pub(crate) fn variable(&self, name: &str) -> Option<&str> {
+        let mut set = self.environment.iter().rev();
+        set.find(|(set, _)| set == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Another machine that knows the same.
+    pub(crate) fn alike(&self) -> Self {
+        Self {
+            environment: self.environment.clone(),
+            ..Self::new()
+        }
+    }
+
+    fn staff(&self) -> &Staff {
+        self.staff
+            .get_or_init(|| Box::new(Staff::start(self, self.workers)))
+    }
+
+    /// Starts a process that runs jobs: `fettler up` in this folder, or a worker of the fleet.
+    pub fn start_worker(&self) -> Running {
+        match self.size {
+            Size::Embedded => self.start(&["up"]),
+            Size::Fleet => self.staff().start_worker(),
+        }
+    }
+
+    /// What the processes of a fleet have said so far.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        self.staff
+            .get()
+            .map_or_else(String::new, |staff| staff.logs())
+    }
+
+    /// Every folder in which anything of it is written, for those who search it.
+    #[must_use]
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.folder()];
+        if let Some(staff) = self.staff.get() {
+            folders.extend(staff.folders());
+        }
+        folders
     }
 
     /// Short leases, so that a takeover takes seconds.
@@ -119,8 +208,18 @@ impl Installation {
             .env_remove("FETTLER_ENV")
             .env("FETTLER_FOLDER", self.folder())
             .env("NO_COLOR", "1")
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
+        match self.size {
+            Size::Embedded => {
+                command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+            }
+            Size::Fleet => {
+                let staff = self.staff();
+                command
+                    .env("FETTLER_SERVER", staff.url())
+                    .env("FETTLER_TOKEN", staff.token());
+            }
+        }
         command
     }
 
@@ -164,7 +263,11 @@ impl Installation {
             .stderr(file)
             .spawn()
             .expect("the built binary can be started");
-        Running { child, log: path }
+        Running {
+            child,
+            log: path,
+            machine: None,
+        }
     }
 }
 
@@ -173,9 +276,23 @@ impl Installation {
 pub struct Running {
     child: Child,
     log: PathBuf,
+    machine: Option<Installation>,
 }
 
 impl Running {
+    /// The same, on a machine that goes with it.
+    pub(crate) fn on(mut self, machine: Installation) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
+    /// The folder of the machine that goes with it.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        self.machine
+            .as_ref()
+            .map(|machine| machine.folder.path().to_owned())
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

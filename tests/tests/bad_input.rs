@@ -6,12 +6,13 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use fettler_tests::{
-    Installation,
+    Installation, Size,
     servers::{
         MinioServer, PgMajor, PostgresOptions, PostgresServer, S3Action, S3Proxy, wait_until,
     },
     sqlite,
 };
+use rstest::rstest;
 use serde_json::{Value, json};
 
 /// The error of a command that must fail with this code, as its document tells it.
@@ -40,14 +41,17 @@ fn no_backups(fettler: &Installation) {
     assert_eq!(fettler.json(&["backups"])["backups"], json!([]));
 }
 
-#[test]
-fn a_wrong_password_a_role_without_rights_and_a_missing_pg_dump_are_told_apart() {
+#[rstest]
+fn a_wrong_password_a_role_without_rights_and_a_missing_pg_dump_are_told_apart(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let server = PostgresServer::shared(PgMajor::V15);
     let source = server.create_database("guarded").unwrap();
     source
         .psql("CREATE TABLE t (n int); CREATE ROLE guest_of_fettler LOGIN PASSWORD 'g'")
         .unwrap();
-    let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    let fettler =
+        Installation::of_size(size).with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
 
     let error = error_of(
         &fettler,
@@ -64,7 +68,7 @@ fn a_wrong_password_a_role_without_rights_and_a_missing_pg_dump_are_told_apart()
 
     let empty = fettler.path("no-programs");
     fs::create_dir(&empty).unwrap();
-    let without = Installation::new().with("FETTLER_PG_BIN", empty.to_str().unwrap());
+    let without = Installation::of_size(size).with("FETTLER_PG_BIN", empty.to_str().unwrap());
     let error = error_of(&without, &["backup", &source.url()]);
     assert_tells(&error, &["pg_dump", "15"]);
 
@@ -72,26 +76,31 @@ fn a_wrong_password_a_role_without_rights_and_a_missing_pg_dump_are_told_apart()
     no_backups(&without);
 }
 
-#[test]
-fn a_pg_dump_that_is_older_than_the_server_is_named_with_the_one_that_is_needed() {
+#[rstest]
+fn a_pg_dump_that_is_older_than_the_server_is_named_with_the_one_that_is_needed(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let server = PostgresServer::shared(PgMajor::V18);
     let source = server.create_database("newer").unwrap();
     let old = PgMajor::V15.bin_dir().unwrap();
-    let fettler = Installation::new().with("FETTLER_PG_BIN", old.to_str().unwrap());
+    let fettler = Installation::of_size(size).with("FETTLER_PG_BIN", old.to_str().unwrap());
     let error = error_of(&fettler, &["backup", &source.url()]);
     assert_tells(&error, &["pg_dump", "15", "18"]);
     no_backups(&fettler);
 }
 
-#[test]
-fn p7_a_database_that_is_not_empty_is_left_alone() {
+#[rstest]
+fn p7_a_database_that_is_not_empty_is_left_alone(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let server = PostgresServer::shared(PgMajor::V15);
     let source = server.create_database("source").unwrap();
     source.psql("CREATE TABLE t AS SELECT 1 AS n").unwrap();
     let full = server.create_database("full").unwrap();
     full.psql("CREATE TABLE precious AS SELECT 42 AS n")
         .unwrap();
-    let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    let fettler =
+        Installation::of_size(size).with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
     fettler.json(&["backup", &source.url()]);
     let error = error_of(&fettler, &["restore", "latest", "--to", &full.url()]);
     assert_tells(&error, &["empty"]);
@@ -110,12 +119,14 @@ fn p7_a_database_that_is_not_empty_is_left_alone() {
     assert_eq!(fs::read(&target).unwrap(), before);
 }
 
-#[test]
-fn a_store_that_refuses_and_one_that_ignores_create_only_are_told_before_anything_is_read() {
+#[rstest]
+fn a_store_that_refuses_and_one_that_ignores_create_only_are_told_before_anything_is_read(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let minio = MinioServer::start().unwrap();
     minio.create_bucket("backups").unwrap();
     let proxy = S3Proxy::start(minio.port()).unwrap();
-    let mut fettler = Installation::new().with("FETTLER_REPOSITORY", "s3://backups/here");
+    let mut fettler = Installation::of_size(size).with("FETTLER_REPOSITORY", "s3://backups/here");
     for (name, value) in minio.env_via(&proxy.url()) {
         fettler = fettler.with(name, value);
     }
@@ -151,9 +162,11 @@ fn minio_objects(minio: &MinioServer, folder: &str) -> usize {
     String::from_utf8(found.stdout).unwrap().lines().count()
 }
 
-#[test]
-fn a_corrupt_manifest_is_named_and_the_other_backups_stay_usable() {
-    let fettler = Installation::new();
+#[rstest]
+fn a_corrupt_manifest_is_named_and_the_other_backups_stay_usable(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let repository = fettler.path("repository");
     let fettler = fettler.with("FETTLER_REPOSITORY", repository.to_str().unwrap());
     let source = fettler.path("bank.sqlite");
@@ -284,15 +297,18 @@ fn a_restore_onto_a_disk_that_is_too_small_is_refused_before_it_begins() {
     assert_tells(&document["error"], &["space"]);
 }
 
-#[test]
-fn a_server_that_goes_away_in_the_middle_is_waited_for() {
+#[rstest]
+fn a_server_that_goes_away_in_the_middle_is_waited_for(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let mut server = PostgresServer::start(PgMajor::V15, PostgresOptions::new()).unwrap();
     let source = server.create_database("going").unwrap();
     source
         .psql("CREATE TABLE t AS SELECT n, repeat(md5(n::text), 20) AS filler FROM generate_series(1, 50000) n")
         .unwrap();
     let url = source.url();
-    let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    let fettler =
+        Installation::of_size(size).with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
     let mut running = fettler.start(&["backup", &url, "--max-rate", "4MB"]);
     let the_job = || fettler.json(&["jobs", "--all"])["jobs"][0].clone();
     wait_until("rows are read", Duration::from_secs(60), || {

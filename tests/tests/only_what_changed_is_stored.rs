@@ -6,10 +6,11 @@
 use std::path::Path;
 
 use fettler_tests::{
-    Installation,
+    Installation, Size,
     servers::{PgMajor, PostgresServer},
     sqlite,
 };
+use rstest::rstest;
 
 /// Bytes of the repository's packs and indexes: what a backup stored.
 fn stored(repository: &Path) -> u64 {
@@ -40,8 +41,10 @@ fn assert_little_is_added(fettler: &Installation, database: &str, change: impl F
     assert_eq!(fettler.json(&["prove", "latest"])["proven"], true);
 }
 
-#[test]
-fn of_a_postgresql_table_that_grew_by_one_percent_less_than_five_are_stored() {
+#[rstest]
+fn of_a_postgresql_table_that_grew_by_one_percent_less_than_five_are_stored(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let server = PostgresServer::shared(PgMajor::V15);
     let source = server.create_database("growing").unwrap();
     let add = |from: u32, to: u32| {
@@ -56,7 +59,8 @@ fn of_a_postgresql_table_that_grew_by_one_percent_less_than_five_are_stored() {
         .psql("CREATE TABLE event (id bigint PRIMARY KEY, at timestamptz, account int, note text, detail jsonb); CREATE INDEX ON event (account)")
         .unwrap();
     add(1, 400_000);
-    let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    let fettler =
+        Installation::of_size(size).with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
     assert_little_is_added(&fettler, &source.url(), || {
         add(400_001, 403_800);
         // What was written last is what applications change.
@@ -66,9 +70,11 @@ fn of_a_postgresql_table_that_grew_by_one_percent_less_than_five_are_stored() {
     });
 }
 
-#[test]
-fn of_a_sqlite_table_that_grew_by_one_percent_less_than_five_are_stored() {
-    let fettler = Installation::new();
+#[rstest]
+fn of_a_sqlite_table_that_grew_by_one_percent_less_than_five_are_stored(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let source = fettler.path("bank.sqlite");
     sqlite::make_bank(&source, 96 << 20);
     assert_little_is_added(&fettler, source.to_str().unwrap(), || {

@@ -10,12 +10,13 @@ use std::{
 };
 
 use fettler_tests::{
-    Installation,
+    Installation, Size,
     servers::{MinioServer, PgMajor, PostgresServer, S3Action, S3Proxy, S3Request, wait_until},
     sqlite,
 };
 use jiff::Timestamp;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rstest::rstest;
 use serde_json::Value;
 
 /// Kept small in every run of the tests; set `FETTLER_TEST_KILLS` for more.
@@ -42,14 +43,17 @@ fn job<'a>(jobs: &'a Value, kind: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no job of kind {kind}: {jobs:#}"))
 }
 
-#[test]
-fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_what_was_in_flight() {
+#[rstest]
+fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_what_was_in_flight(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let minio = MinioServer::start().unwrap();
     minio.create_bucket("backups").unwrap();
     let proxy = S3Proxy::start(minio.port()).unwrap();
     let mut dice = StdRng::seed_from_u64(20_261_121);
     for round in 0..kills() {
-        let mut fettler = Installation::new()
+        let mut fettler = Installation::of_size(size)
+            .without_workers()
             .with_short_leases()
             .with("FETTLER_REPOSITORY", format!("s3://backups/round-{round}"));
         for (name, value) in minio.env_via(&proxy.url()) {
@@ -66,7 +70,7 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
             }
         });
         let before = proxy.requests().len();
-        let mut up = fettler.start(&["up"]);
+        let mut up = fettler.start_worker();
         fettler
             .run(&["backup", source.to_str().unwrap(), "--detach"])
             .done();
@@ -90,7 +94,7 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
             .filter(|request| request.is_upload() && request.succeeded())
             .map(|request| request.key.clone())
             .collect();
-        let mut again = fettler.start(&["up"]);
+        let mut again = fettler.start_worker();
         let mut taken_up = None;
         // Longer than is allowed, so that a failure says how long it took.
         wait_until("the job runs again", (LEASE + TAKEOVER) * 4, || {
@@ -124,9 +128,8 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
             .filter(|key| durable_when_killed.contains(key))
             .count();
         assert_eq!(fettler.json(&["prove", "latest"])["proven"], true);
-        assert_eq!(again.terminate(), 0, "{}", again.log());
-
         let alone = fettler.json(&["show", "latest"]);
+        assert_eq!(again.terminate(), 0, "{}", again.log());
         let needed = alone["packs"]
             .as_u64()
             .unwrap_or_else(|| panic!("{alone:#}")) as usize;
@@ -139,12 +142,15 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
     }
 }
 
-#[test]
-fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_by_the_next() {
+#[rstest]
+fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_by_the_next(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let minio = MinioServer::start().unwrap();
     minio.create_bucket("backups").unwrap();
     let proxy = S3Proxy::start(minio.port()).unwrap();
-    let mut fettler = Installation::new()
+    let mut fettler = Installation::of_size(size)
+        .without_workers()
         .with_short_leases()
         .with("FETTLER_REPOSITORY", "s3://backups/here");
     for (name, value) in minio.env_via(&proxy.url()) {
@@ -162,7 +168,7 @@ fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_b
             S3Action::Forward
         }
     });
-    let mut up = fettler.start(&["up"]);
+    let mut up = fettler.start_worker();
     fettler
         .run(&["backup", source.to_str().unwrap(), "--detach"])
         .done();
@@ -188,7 +194,7 @@ fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_b
         "nothing is half-listed"
     );
 
-    let mut again = fettler.start(&["up"]);
+    let mut again = fettler.start_worker();
     wait_until("the backup succeeds", Duration::from_secs(60), || {
         job(&fettler.json(&["jobs", "--all"]), "backup")["state"] == "succeeded"
     })
@@ -210,8 +216,15 @@ fn a_backup_that_is_killed_between_its_last_pack_and_its_manifest_is_committed_b
     assert_eq!(again.terminate(), 0, "{}", again.log());
 }
 
+/// Backs up by a worker that then ends.
+fn back_up(fettler: &Installation, source: &str) {
+    let mut worker = fettler.start_worker();
+    fettler.run(&["backup", source]).done();
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
 /// Restores the newest backup again and again, each time into another target, and kills the fleet within
-/// the first `longest` of it.
+/// the first `longest` of it after somebody has taken it up.
 fn kill_restores(
     fettler: &Installation,
     seed: u64,
@@ -222,10 +235,14 @@ fn kill_restores(
     let mut dice = StdRng::seed_from_u64(seed);
     let mut taken_up = 0;
     for round in 0..kills() {
-        let mut up = fettler.start(&["up"]);
+        let mut up = fettler.start_worker();
         fettler
             .run(&["restore", "latest", "--to", &target(round), "--detach"])
             .done();
+        wait_until("somebody takes it up", Duration::from_secs(60), || {
+            job(&fettler.json(&["jobs", "--all"]), "restore")["state"] != "queued"
+        })
+        .unwrap_or_else(|error| panic!("{error}: {}", up.log()));
         let moment = longest.mul_f64(dice.random_range(0.0..1.0));
         let began = Instant::now();
         wait_until("the chosen moment", 2 * longest, || {
@@ -234,7 +251,7 @@ fn kill_restores(
         .unwrap();
         up.kill_9();
         let killed = Timestamp::now();
-        let mut again = fettler.start(&["up"]);
+        let mut again = fettler.start_worker();
         let mut ended = Value::Null;
         wait_until("the restore succeeds", Duration::from_secs(60), || {
             // The newest comes first.
@@ -262,12 +279,16 @@ fn kill_restores(
     assert!(taken_up > 0, "no restore was killed while it ran");
 }
 
-#[test]
-fn a_restore_that_is_killed_is_taken_up_again_and_gives_the_source() {
-    let fettler = Installation::new().with_short_leases();
+#[rstest]
+fn a_restore_that_is_killed_is_taken_up_again_and_gives_the_source(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size)
+        .without_workers()
+        .with_short_leases();
     let source = fettler.path("bank.sqlite");
     sqlite::make_bank(&source, 128 << 20);
-    fettler.run(&["backup", source.to_str().unwrap()]).done();
+    back_up(&fettler, source.to_str().unwrap());
     let copy = |round| fettler.path(&format!("copy-{round}.sqlite"));
     kill_restores(
         &fettler,
@@ -281,8 +302,10 @@ fn a_restore_that_is_killed_is_taken_up_again_and_gives_the_source() {
     );
 }
 
-#[test]
-fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_source() {
+#[rstest]
+fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_source(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
     let server = PostgresServer::shared(PgMajor::V15);
     let source = server.create_database("bank").unwrap();
     source
@@ -294,10 +317,11 @@ fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_sour
              CREATE INDEX ON entry (account); CREATE INDEX ON entry (note);",
         )
         .unwrap();
-    let fettler = Installation::new()
+    let fettler = Installation::of_size(size)
+        .without_workers()
         .with_short_leases()
         .with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
-    fettler.run(&["backup", &source.url()]).done();
+    back_up(&fettler, &source.url());
     let copies: Vec<_> = (0..kills())
         .map(|_| server.create_database("copy").unwrap())
         .collect();
@@ -320,9 +344,11 @@ fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_sour
     );
 }
 
-#[test]
-fn a_backup_that_is_cancelled_leaves_no_announcement_and_is_never_listed() {
-    let fettler = Installation::new();
+#[rstest]
+fn a_backup_that_is_cancelled_leaves_no_announcement_and_is_never_listed(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let source = fettler.path("bank.sqlite");
     sqlite::make_bank(&source, 64 << 20);
     let announcements = || {

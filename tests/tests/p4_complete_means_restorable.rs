@@ -1,7 +1,8 @@
 //! P4: a backup is complete only when every byte of it can be read back, and proven when a restore of
 //! it matched the source. Shown from outside: SQLite says what was in the source and what came back.
 
-use fettler_tests::{Installation, sqlite};
+use fettler_tests::{Installation, Size, sqlite};
+use rstest::rstest;
 use serde_json::Value;
 
 fn text(value: &Value, field: &str) -> String {
@@ -11,9 +12,11 @@ fn text(value: &Value, field: &str) -> String {
         .to_owned()
 }
 
-#[test]
-fn a_database_is_backed_up_proven_and_restored_with_no_configuration_at_all() {
-    let fettler = Installation::new();
+#[rstest]
+fn a_database_is_backed_up_proven_and_restored_with_no_configuration_at_all(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let source = fettler.path("shop.sqlite");
     sqlite::make_bank(&source, 4 << 20);
 
@@ -37,9 +40,11 @@ fn a_database_is_backed_up_proven_and_restored_with_no_configuration_at_all() {
     assert_eq!(sqlite::content(&source), sqlite::content(&copy));
 }
 
-#[test]
-fn a_second_backup_names_its_parent_and_stores_only_what_changed() {
-    let fettler = Installation::new();
+#[rstest]
+fn a_second_backup_names_its_parent_and_stores_only_what_changed(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let source = fettler.path("shop.sqlite");
     sqlite::make_bank(&source, 16 << 20);
     let first = fettler.json(&["backup", source.to_str().unwrap()]);
@@ -62,9 +67,11 @@ fn a_second_backup_names_its_parent_and_stores_only_what_changed() {
     assert!(!changes.to_string().contains("\"entry\""), "{changes:#}");
 }
 
-#[test]
-fn balances_add_up_in_a_backup_that_was_taken_while_money_moved() {
-    let fettler = Installation::new();
+#[rstest]
+fn balances_add_up_in_a_backup_that_was_taken_while_money_moved(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let source = fettler.path("bank.sqlite");
     sqlite::make_bank(&source, 32 << 20);
     let mut backup = fettler.start(&["backup", source.to_str().unwrap(), "--json"]);
@@ -96,9 +103,11 @@ fn balances_add_up_in_a_backup_that_was_taken_while_money_moved() {
     assert_eq!(sum, 0);
 }
 
-#[test]
-fn two_ad_hoc_backups_in_two_terminals_both_succeed() {
-    let fettler = Installation::new();
+#[rstest]
+fn two_ad_hoc_backups_in_two_terminals_both_succeed(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
     let (one, two) = (fettler.path("one.sqlite"), fettler.path("two.sqlite"));
     sqlite::make_bank(&one, 2 << 20);
     sqlite::make_bank(&two, 2 << 20);

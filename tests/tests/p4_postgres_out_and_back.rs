@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use fettler_tests::{
-    Installation,
+    Installation, Size,
     servers::{PgMajor, PostgresServer},
 };
+use rstest::rstest;
 
-fn out_and_back(major: PgMajor) {
+fn out_and_back(major: PgMajor, size: Size) {
     let server = PostgresServer::shared(major);
     let source = server.create_database("shop").unwrap();
     source
@@ -20,7 +21,8 @@ fn out_and_back(major: PgMajor) {
         )
         .unwrap();
     // pg_dump must be of the server's major or newer.
-    let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    let fettler =
+        Installation::of_size(size).with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
     let made = fettler.json(&["backup", &source.url()]);
     assert_eq!(made["engine"], "postgres", "{made:#}");
     let proof = fettler.json(&["prove", "latest"]);
@@ -35,10 +37,9 @@ fn out_and_back(major: PgMajor) {
 
     // P9: the password is nowhere in what Fettler wrote.
     let needle = server.password();
-    let folder = fettler.folder();
     let found = std::process::Command::new("grep")
         .args(["-rlF", needle])
-        .arg(&folder)
+        .args(fettler.folders())
         .output()
         .unwrap();
     assert!(
@@ -54,12 +55,16 @@ fn out_and_back(major: PgMajor) {
     assert_eq!(second["parent"], made["backup"]);
 }
 
-#[test]
-fn p4_p9_a_postgresql_15_database_comes_back_and_its_password_stands_nowhere() {
-    out_and_back(PgMajor::V15);
+#[rstest]
+fn p4_p9_a_postgresql_15_database_comes_back_and_its_password_stands_nowhere(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    out_and_back(PgMajor::V15, size);
 }
 
-#[test]
-fn p4_p9_a_postgresql_18_database_comes_back_and_its_password_stands_nowhere() {
-    out_and_back(PgMajor::V18);
+#[rstest]
+fn p4_p9_a_postgresql_18_database_comes_back_and_its_password_stands_nowhere(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    out_and_back(PgMajor::V18, size);
 }

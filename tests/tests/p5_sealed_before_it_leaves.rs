@@ -8,7 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fettler_tests::{Installation, sqlite};
+use fettler_tests::{Installation, Size, sqlite};
+use rstest::rstest;
 
 fn objects(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -33,20 +34,15 @@ fn holds(haystack: &[u8], needle: &[u8]) -> bool {
         .any(|window| window == needle)
 }
 
-#[test]
-fn no_stored_object_holds_a_value_a_table_name_or_a_column_name() {
-    let fettler = Installation::new();
-    let repository = fettler.path("repository");
+#[rstest]
+fn no_stored_object_holds_a_value_a_table_name_or_a_column_name(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
+    let repository = fettler.folder().join("repository");
     let source = fettler.path("shop.sqlite");
     sqlite::make_bank(&source, 1 << 20);
-    fettler
-        .run(&[
-            "backup",
-            source.to_str().unwrap(),
-            "--repository",
-            repository.to_str().unwrap(),
-        ])
-        .done();
+    fettler.run(&["backup", source.to_str().unwrap()]).done();
     let stored = objects(&repository);
     assert!(stored.len() >= 4, "{stored:?}");
     for object in stored {
@@ -73,16 +69,15 @@ fn no_stored_object_holds_a_value_a_table_name_or_a_column_name() {
     }
 }
 
-#[test]
-fn verify_names_the_object_in_which_a_byte_was_flipped_and_exits_with_3() {
-    let fettler = Installation::new();
-    let repository = fettler.path("repository");
-    let place = repository.to_str().unwrap().to_owned();
+#[rstest]
+fn verify_names_the_object_in_which_a_byte_was_flipped_and_exits_with_3(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
+    let repository = fettler.folder().join("repository");
     let source = fettler.path("shop.sqlite");
     sqlite::make_bank(&source, 3 << 20);
-    fettler
-        .run(&["backup", source.to_str().unwrap(), "--repository", &place])
-        .done();
+    fettler.run(&["backup", source.to_str().unwrap()]).done();
     let largest = objects(&repository)
         .into_iter()
         .max_by_key(|path| fs::metadata(path).unwrap().len())
@@ -92,7 +87,7 @@ fn verify_names_the_object_in_which_a_byte_was_flipped_and_exits_with_3() {
         let mut damaged = sound.clone();
         damaged[at] ^= 0x10;
         fs::write(&largest, &damaged).unwrap();
-        let answer = fettler.run(&["verify", "latest", "--repository", &place, "--json"]);
+        let answer = fettler.run(&["verify", "latest", "--json"]);
         assert_eq!(answer.code, 3, "a flipped byte at {at}: {answer:#?}");
         let object = largest.file_name().unwrap().to_string_lossy();
         let document = answer.json();
@@ -108,19 +103,8 @@ fn verify_names_the_object_in_which_a_byte_was_flipped_and_exits_with_3() {
     let mut damaged = sound.clone();
     damaged[sound.len() / 2] ^= 0x10;
     fs::write(&largest, &damaged).unwrap();
-    assert_eq!(
-        fettler
-            .run(&["verify", "latest", "--repository", &place])
-            .code,
-        3
-    );
-    fettler
-        .run(&["backup", source.to_str().unwrap(), "--repository", &place])
-        .done();
-    fettler
-        .run(&["verify", "latest", "--repository", &place])
-        .done();
-    fettler
-        .run(&["prove", "latest", "--repository", &place])
-        .done();
+    assert_eq!(fettler.run(&["verify", "latest"]).code, 3);
+    fettler.run(&["backup", source.to_str().unwrap()]).done();
+    fettler.run(&["verify", "latest"]).done();
+    fettler.run(&["prove", "latest"]).done();
 }

@@ -6,48 +6,11 @@
 use std::time::Duration;
 
 use fettler_tests::{
-    Installation, Running, http,
-    servers::{
-        MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, TcpProxy, TestDatabase,
-        free_port, wait_until,
-    },
+    Installation, Running, Shared, http,
+    servers::{PgMajor, PostgresServer, TcpProxy, free_port, wait_until},
     sqlite,
 };
 use serde_json::Value;
-
-struct Fleet {
-    minio: MinioServer,
-    redis: RedisServer,
-    ledger: TestDatabase,
-}
-
-impl Fleet {
-    fn new() -> Self {
-        let minio = MinioServer::start().unwrap();
-        minio.create_bucket("backups").unwrap();
-        Self {
-            minio,
-            redis: RedisServer::start(RedisOptions::new()).unwrap(),
-            ledger: PostgresServer::shared(PgMajor::V15)
-                .create_database("ledger")
-                .unwrap(),
-        }
-    }
-
-    /// One machine of it, with a folder of its own.
-    fn machine(&self) -> Installation {
-        let mut machine = Installation::new()
-            .with_short_leases()
-            .with("FETTLER_LEDGER__URL", self.ledger.url())
-            .with("FETTLER_QUEUE__URL", self.redis.url())
-            .with("FETTLER_REPOSITORY", "s3://backups/fleet")
-            .with("FETTLER_PASSPHRASE", "the fleet's own words");
-        for (name, value) in self.minio.env_via(&self.minio.url()) {
-            machine = machine.with(name, value);
-        }
-        machine
-    }
-}
 
 fn backups(machine: &Installation) -> Vec<Value> {
     let all = machine.json(&["jobs", "--all"]);
@@ -70,8 +33,12 @@ fn wait_for_all(machine: &Installation, running: &[&Running]) {
 
 #[test]
 fn a_worker_that_is_killed_hands_over_to_another_machine_and_redis_may_die() {
-    let mut fleet = Fleet::new();
-    let (client, first, second) = (fleet.machine(), fleet.machine(), fleet.machine());
+    let mut fleet = Shared::new(PgMajor::V15);
+    let (client, first, second) = (
+        fleet.machine().with_short_leases(),
+        fleet.machine().with_short_leases(),
+        fleet.machine().with_short_leases(),
+    );
     let source = client.path("bank.sqlite");
     sqlite::make_bank(&source, 24 << 20);
     let source = source.to_str().unwrap();
@@ -113,10 +80,14 @@ fn a_worker_that_is_killed_hands_over_to_another_machine_and_redis_may_die() {
 
 #[test]
 fn one_scheduler_leads_another_takes_over_and_workers_on_other_machines_run_the_policy() {
-    let fleet = Fleet::new();
-    let (client, first) = (fleet.machine(), fleet.machine());
+    let fleet = Shared::new(PgMajor::V15);
+    let (client, first) = (
+        fleet.machine().with_short_leases(),
+        fleet.machine().with_short_leases(),
+    );
     let second = fleet
         .machine()
+        .with_short_leases()
         .with("FETTLER_SCHEDULER__LEASE_SECONDS", "2");
     let source = client.path("bank.sqlite");
     sqlite::make_bank(&source, 1 << 20);
@@ -155,17 +126,20 @@ fn one_scheduler_leads_another_takes_over_and_workers_on_other_machines_run_the_
 
 #[test]
 fn a_worker_that_cannot_ask_for_work_is_not_ready_and_its_metrics_show_what_it_did() {
-    let fleet = Fleet::new();
+    let fleet = Shared::new(PgMajor::V15);
     let server = PostgresServer::shared(PgMajor::V15).port();
     let line = TcpProxy::start(server).unwrap();
     let ledger = fleet
         .ledger
         .url()
         .replace(&format!(":{server}/"), &format!(":{}/", line.port()));
-    let client = fleet.machine();
+    let client = fleet.machine().with_short_leases();
     let port = free_port();
     let address = format!("127.0.0.1:{port}");
-    let machine = fleet.machine().with("FETTLER_LEDGER__URL", ledger);
+    let machine = fleet
+        .machine()
+        .with_short_leases()
+        .with("FETTLER_LEDGER__URL", ledger);
     let worker = machine.start(&["worker", "--listen", &address]);
     let answers = |path: &str, expected: u16| {
         http::get(&address, path).is_ok_and(|(status, _)| status == expected)

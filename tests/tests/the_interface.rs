@@ -11,33 +11,13 @@ use std::{
 };
 
 use fettler_tests::{
-    Installation, Running,
-    servers::{
-        MinioServer, PgMajor, PostgresServer, RedisOptions, RedisServer, TcpProxy, wait_until,
-    },
-    sqlite,
+    Installation, Shared,
+    servers::{PgMajor, PostgresServer, TcpProxy, wait_until},
+    sqlite, url_of,
 };
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Waits until a process says where it answers.
-fn url_of(running: &Running) -> String {
-    let mut url = String::new();
-    wait_until("the interface answers", PATIENCE, || {
-        let log = running.log();
-        let found = log
-            .split("answers at ")
-            .nth(1)
-            .and_then(|rest| rest.split_whitespace().next());
-        if let Some(found) = found {
-            found.clone_into(&mut url);
-        }
-        !url.is_empty()
-    })
-    .unwrap_or_else(|error| panic!("{error}: {}", running.log()));
-    url
-}
 
 /// The commands of the README below this heading.
 fn commands_of_the_readme(heading: &str) -> String {
@@ -114,46 +94,15 @@ fn a_job_is_submitted_watched_cancelled_and_repeated_by_curl_as_the_readme_says(
     );
 }
 
-struct Fleet {
-    minio: MinioServer,
-    redis: RedisServer,
-    ledger: fettler_tests::servers::TestDatabase,
-}
-
-impl Fleet {
-    /// With its ledger on a server of this version.
-    fn new(major: PgMajor) -> Self {
-        let minio = MinioServer::start().unwrap();
-        minio.create_bucket("backups").unwrap();
-        Self {
-            minio,
-            redis: RedisServer::start(RedisOptions::new()).unwrap(),
-            ledger: PostgresServer::shared(major)
-                .create_database("interface")
-                .unwrap(),
-        }
-    }
-
-    /// One machine of it, with a folder of its own.
-    fn machine(&self) -> Installation {
-        let mut machine = Installation::new()
-            .with_short_leases()
-            .with("FETTLER_LEDGER__URL", self.ledger.url())
-            .with("FETTLER_QUEUE__URL", self.redis.url())
-            .with("FETTLER_REPOSITORY", "s3://backups/fleet")
-            .with("FETTLER_PASSPHRASE", "the fleet's own words");
-        for (name, value) in self.minio.env_via(&self.minio.url()) {
-            machine = machine.with(name, value);
-        }
-        machine
-    }
-}
-
 #[test]
 fn the_same_commands_with_server_do_the_same_and_print_the_same_as_beside_the_ledger() {
-    let fleet = Fleet::new(PgMajor::V15);
-    let operator = fleet.machine();
-    let (first, second, third) = (fleet.machine(), fleet.machine(), fleet.machine());
+    let fleet = Shared::new(PgMajor::V15);
+    let operator = fleet.machine().with_short_leases();
+    let (first, second, third) = (
+        fleet.machine().with_short_leases(),
+        fleet.machine().with_short_leases(),
+        fleet.machine().with_short_leases(),
+    );
     let mut api = first.start(&["api", "--listen", "127.0.0.1:0"]);
     let worker = second.start(&["worker"]);
     let url = url_of(&api);
@@ -264,15 +213,15 @@ fn the_same_commands_with_server_do_the_same_and_print_the_same_as_beside_the_le
 
 #[test]
 fn rule_14_a_job_is_accepted_while_redis_hangs_and_runs_all_the_same() {
-    let fleet = Fleet::new(PgMajor::V15);
+    let fleet = Shared::new(PgMajor::V15);
     let proxy = TcpProxy::start(fleet.redis.port()).unwrap();
     let by_proxy = |machine: Installation| {
         machine.with("FETTLER_QUEUE__URL", fleet.redis.url_via(proxy.port()))
     };
     let (operator, first, second) = (
-        fleet.machine(),
-        by_proxy(fleet.machine()),
-        by_proxy(fleet.machine()),
+        fleet.machine().with_short_leases(),
+        by_proxy(fleet.machine().with_short_leases()),
+        by_proxy(fleet.machine().with_short_leases()),
     );
     let source = operator.path("bank.sqlite");
     sqlite::make_bank(&source, 1 << 20);
@@ -301,8 +250,8 @@ fn rule_14_a_job_is_accepted_while_redis_hangs_and_runs_all_the_same() {
 #[test]
 fn p6_a_worker_connects_to_no_address_inside_for_another_tenant_unless_it_was_listed() {
     // The ledger's own server is never a tenant's to name: theirs is another one.
-    let fleet = Fleet::new(PgMajor::V18);
-    let operator = fleet.machine();
+    let fleet = Shared::new(PgMajor::V18);
+    let operator = fleet.machine().with_short_leases();
     operator.json(&["tenant", "add", "acme"]);
     let source = PostgresServer::shared(PgMajor::V15)
         .create_database("theirs")
@@ -325,7 +274,10 @@ fn p6_a_worker_connects_to_no_address_inside_for_another_tenant_unless_it_was_li
     };
     let backup = ["--tenant", "acme", "backup", "theirs", "--detach"];
 
-    let strict = fleet.machine().with("FETTLER_KEYS__SECRETS_FILE", secrets);
+    let strict = fleet
+        .machine()
+        .with_short_leases()
+        .with("FETTLER_KEYS__SECRETS_FILE", secrets);
     let mut worker = strict.start(&["worker"]);
     let job = operator.json(&backup);
     let ended = end_of(&job);

@@ -114,7 +114,7 @@ impl Permission {
     pub fn of_kind(kind: &str) -> Self {
         match kind {
             "restore" => Self::Restore,
-            "retention" | "collect" => Self::Configure,
+            "retention" | "collect" | "forget" | "hold" => Self::Configure,
             _ => Self::Run,
         }
     }
@@ -343,7 +343,7 @@ mod tests {
     fn what_writes_to_a_database_or_deletes_backups_needs_more_than_a_backup() {
         assert_eq!(Permission::of_kind("backup"), Permission::Run);
         assert_eq!(Permission::of_kind("restore"), Permission::Restore);
-        for kind in ["retention", "collect"] {
+        for kind in ["retention", "collect", "forget", "hold"] {
             assert_eq!(Permission::of_kind(kind), Permission::Configure);
         }
     }

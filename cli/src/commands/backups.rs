@@ -100,7 +100,7 @@ impl Listed {
     }
 
     /// A backup as the catalogue has it.
-    fn catalogued(record: &BackupRecord) -> Self {
+    pub(crate) fn catalogued(record: &BackupRecord) -> Self {
         let facts = &record.facts;
         Self {
             backup: facts.id,

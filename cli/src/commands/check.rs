@@ -1,19 +1,18 @@
 //! `fettler check`: looks at the whole repository of the tenant: every manifest, index and pack, and
 //! whether a backup vanished that the ledger knows.
 
+use fettler_jobs::{BackupPlace, CheckArguments, CheckOutput};
 use fettler_ledger::LedgerError;
 use fettler_model::{BackupId, BackupState};
-use fettler_repository::CheckReport;
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
     args::CheckArgs,
-    commands::backups,
+    commands::{backups, result_of},
     failure::{Exit, Failure, Outcome},
     output::table,
-    run::Signals,
+    run::{self, Asked, Signals},
     services::Use,
     units,
 };
@@ -21,15 +20,27 @@ use crate::{
 /// Packs of which progress is told.
 const TELL_EVERY_BYTES: u64 = 512 * 1024 * 1024;
 
-#[derive(Serialize)]
-struct Document<'a> {
-    ok: bool,
-    repository: &'a str,
-    #[serde(flatten)]
-    report: &'a CheckReport,
+pub(crate) async fn run(app: &App, args: &CheckArgs) -> Outcome {
+    let found = if app.remote().is_some() {
+        let arguments = CheckArguments {
+            place: BackupPlace(None),
+            read_percent: args.read_data,
+        };
+        let asked = Asked::about("check", &arguments, "check".to_owned());
+        result_of(&run::run(app, &asked).await?)?
+    } else {
+        here(app, args).await?
+    };
+    app.output.result(&found, || text(&found));
+    Ok(if found.ok {
+        Exit::Done
+    } else {
+        Exit::FoundWrong
+    })
 }
 
-pub(crate) async fn run(app: &App, args: &CheckArgs) -> Outcome {
+/// Looks at the repository from this process, whoever else works in the folder.
+async fn here(app: &App, args: &CheckArgs) -> Result<CheckOutput, Failure> {
     let repository = app.repository(Use::Read).await?;
     let known = backups::known(app).await?;
     let expected: Vec<BackupId> = known
@@ -58,35 +69,15 @@ pub(crate) async fn run(app: &App, args: &CheckArgs) -> Outcome {
             }
         }
     };
-    record(app, &report).await?;
-    let document = Document {
-        ok: report.is_ok(),
-        repository: repository.place(),
-        report: &report,
-    };
-    app.output.result(&document, || text(&report));
-    Ok(if report.is_ok() {
-        Exit::Done
-    } else {
-        Exit::FoundWrong
-    })
+    let found = CheckOutput::of(repository.place(), report);
+    record(app, &found).await?;
+    Ok(found)
 }
 
 /// Brings what was found into the list of backups.
-async fn record(app: &App, report: &CheckReport) -> Result<(), Failure> {
+async fn record(app: &App, found: &CheckOutput) -> Result<(), Failure> {
     let ledger = app.ledger().await?;
-    let found = report
-        .incomplete
-        .iter()
-        .map(|id| (*id, BackupState::Damaged, "a check found damage"))
-        .chain(report.vanished.iter().map(|id| {
-            (
-                *id,
-                BackupState::Vanished,
-                "a check did not find its manifest",
-            )
-        }));
-    for (id, state, why) in found {
+    for (id, state, why) in found.findings() {
         match ledger.set_backup_state(id, state, why, None).await {
             // A ledger that never knew it has nothing to change.
             Ok(()) | Err(LedgerError::NotFound { .. }) => {}
@@ -96,7 +87,7 @@ async fn record(app: &App, report: &CheckReport) -> Result<(), Failure> {
     Ok(())
 }
 
-fn text(report: &CheckReport) -> String {
+fn text(report: &CheckOutput) -> String {
     let looked = format!(
         "{}, {}, {} of them read ({})",
         units::things(report.backups, "backup"),
@@ -104,7 +95,7 @@ fn text(report: &CheckReport) -> String {
         units::count(report.packs_read),
         units::size(report.bytes_read),
     );
-    if report.is_ok() {
+    if report.ok {
         let unneeded = if report.packs_without_backup == 0 {
             String::new()
         } else {

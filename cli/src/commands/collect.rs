@@ -14,21 +14,20 @@ use crate::{
 };
 
 pub(crate) async fn run(app: &App, args: &CollectArgs) -> Outcome {
-    app.repository(Use::Read).await?;
+    let place = if app.remote().is_some() {
+        None
+    } else {
+        app.repository(Use::Read).await?;
+        Some(app.settings().repository_place())
+    };
     let arguments = CollectArguments {
-        place: BackupPlace(Some(app.settings().repository_place())),
+        place: BackupPlace(place),
         grace_seconds: args.grace,
         dry_run: args.dry_run,
     };
     let job = run::run(
         app,
-        &Asked {
-            kind: "collect",
-            database: None,
-            arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
-            tags: Vec::new(),
-            title: "collect".to_owned(),
-        },
+        &Asked::about("collect", &arguments, "collect".to_owned()),
     )
     .await?;
     let output: CollectOutput = result_of(&job)?;

@@ -1,7 +1,7 @@
 //! `fettler forget`: lets backups go, by name or by keep rules. Their bytes stay until `fettler collect`.
 
-use fettler_jobs::{BackupPlace, RetentionArguments};
-use fettler_ledger::{DatabaseRecord, LedgerError};
+use fettler_jobs::{BY_REQUEST, BackupPlace, ForgetArguments, ForgetOutput, RetentionArguments};
+use fettler_ledger::{BackupFilter, DatabaseRecord, LedgerError};
 use fettler_model::{BackupId, BackupState, KeepRules, Timestamp};
 use fettler_repository::Unfenced;
 use serde::{Deserialize, Serialize};
@@ -117,7 +117,10 @@ async fn by_rules(app: &App, args: &ForgetArgs, rules: &KeepRules) -> Result<Doc
     };
     for database in databases {
         let arguments = RetentionArguments {
-            place: BackupPlace(Some(app.settings().repository_place())),
+            place: BackupPlace(match app.remote() {
+                Some(_) => None,
+                None => Some(app.settings().repository_place()),
+            }),
             keep: rules.clone(),
             // Days begin where the user lives who types this.
             time_zone: jiff::tz::TimeZone::system()
@@ -148,12 +151,25 @@ async fn by_rules(app: &App, args: &ForgetArgs, rules: &KeepRules) -> Result<Doc
 
 /// The known databases that have backups in the repository.
 async fn with_backups(app: &App) -> Result<Vec<DatabaseRecord>, Failure> {
-    let listing = app.repository(Use::Read).await?.backups().await?;
-    let known = app.ledger().await?.databases(Some(app.tenant())).await?;
-    let mut unknown: Vec<&str> = listing
-        .backups
+    let desk = app.desk().await?;
+    let known = desk.databases(app.tenant()).await?;
+    let names: Vec<String> = if app.remote().is_some() {
+        let filter = BackupFilter {
+            tenant: Some(app.tenant().clone()),
+            ..BackupFilter::default()
+        };
+        let records = desk.backups(&filter).await?.into_iter();
+        records
+            .map(|record| record.facts.database_name.to_string())
+            .collect()
+    } else {
+        let listing = app.repository(Use::Read).await?.backups().await?;
+        let summaries = listing.backups.into_iter();
+        summaries.map(|summary| summary.database_name).collect()
+    };
+    let mut unknown: Vec<&str> = names
         .iter()
-        .map(|summary| summary.database_name.as_str())
+        .map(String::as_str)
         .filter(|name| !known.iter().any(|record| record.name.as_str() == *name))
         .collect();
     unknown.sort_unstable();
@@ -165,50 +181,29 @@ async fn with_backups(app: &App) -> Result<Vec<DatabaseRecord>, Failure> {
     }
     Ok(known
         .into_iter()
-        .filter(|record| {
-            listing
-                .backups
-                .iter()
-                .any(|summary| summary.database_name == record.name.as_str())
-        })
+        .filter(|record| names.iter().any(|name| name == record.name.as_str()))
         .collect())
 }
 
-#[derive(Serialize)]
-struct Named {
-    dry_run: bool,
-    forgotten: u64,
-    backups: Vec<BackupId>,
-}
-
 async fn by_name(app: &App, args: &ForgetArgs) -> Outcome {
-    let repository = app.repository(Use::Read).await?;
-    let listing = repository.backups().await?;
-    let mut chosen = Vec::new();
-    for text in &args.backups {
-        let summary = select::find_backup(&listing, text, repository.place())?;
-        if !chosen.contains(&summary.id) {
-            chosen.push(summary.id);
-        }
-    }
-    if !args.dry_run {
-        let ledger = app.ledger().await?;
-        for id in &chosen {
-            repository.forget(*id, "by request", &Unfenced).await?;
-            match ledger
-                .set_backup_state(*id, BackupState::Forgotten, "by request", None)
-                .await
-            {
-                // A ledger that never knew it has nothing to change.
-                Ok(()) | Err(LedgerError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
+    let document = match app.remote() {
+        Some(remote) => {
+            let mut chosen = Vec::new();
+            for text in &args.backups {
+                let id = select::backup_there(app, remote, text).await?.facts.id;
+                if !chosen.contains(&id) {
+                    chosen.push(id);
+                }
             }
+            let arguments = ForgetArguments {
+                place: BackupPlace(None),
+                backups: chosen,
+                dry_run: args.dry_run,
+            };
+            let asked = Asked::about("forget", &arguments, "forget".to_owned());
+            result_of(&run::run(app, &asked).await?)?
         }
-    }
-    let document = Named {
-        dry_run: args.dry_run,
-        forgotten: chosen.len() as u64,
-        backups: chosen,
+        None => by_name_here(app, args).await?,
     };
     app.output.result(&document, || {
         let ids: Vec<String> = document.backups.iter().map(|id| id.short()).collect();
@@ -222,6 +217,39 @@ async fn by_name(app: &App, args: &ForgetArgs) -> Outcome {
         }
     });
     Ok(Exit::Done)
+}
+
+/// Forgets from this process, whoever else works in the folder.
+async fn by_name_here(app: &App, args: &ForgetArgs) -> Result<ForgetOutput, Failure> {
+    let repository = app.repository(Use::Read).await?;
+    let listing = repository.backups().await?;
+    let mut chosen = Vec::new();
+    for text in &args.backups {
+        let summary = select::find_backup(&listing, text, repository.place())?;
+        if !chosen.contains(&summary.id) {
+            chosen.push(summary.id);
+        }
+    }
+    if !args.dry_run {
+        let ledger = app.ledger().await?;
+        for id in &chosen {
+            repository.forget(*id, BY_REQUEST, &Unfenced).await?;
+            let forgotten = BackupState::Forgotten;
+            match ledger
+                .set_backup_state(*id, forgotten, BY_REQUEST, None)
+                .await
+            {
+                // A ledger that never knew it has nothing to change.
+                Ok(()) | Err(LedgerError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(ForgetOutput {
+        dry_run: args.dry_run,
+        forgotten: chosen.len() as u64,
+        backups: chosen,
+    })
 }
 
 fn text(document: &Document) -> String {

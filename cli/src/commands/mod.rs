@@ -88,6 +88,13 @@ const fn asks_another(command: &Command) -> bool {
         command,
         Command::Backup(_)
             | Command::Backups(_)
+            | Command::Show(_)
+            | Command::Diff(_)
+            | Command::Forget(_)
+            | Command::Hold(_)
+            | Command::Ping(_)
+            | Command::Collect(_)
+            | Command::Check(_)
             | Command::Verify(_)
             | Command::Prove(_)
             | Command::Restore(_)

@@ -1,15 +1,19 @@
 //! `fettler show`: everything that is known of one backup.
 
-use fettler_engine::BackupReport;
-use fettler_model::{BackupId, ObjectFacts, ObjectKind, Warning};
+use fettler_jobs::{BackupPlace, InspectArguments, InspectOutput};
+use fettler_model::{BackupId, ObjectKind};
 use serde::Serialize;
 
 use crate::{
     app::App,
     args::BackupArg,
-    commands::backups::{self, Listed},
+    commands::{
+        backups::{self, Listed},
+        result_of,
+    },
     failure::{Exit, Outcome},
     output::{pairs, plain, table},
+    run::{self, Asked},
     select,
     services::Use,
     units,
@@ -20,53 +24,32 @@ use crate::{
 struct Document {
     #[serde(flatten)]
     backup: Listed,
-    repository: String,
-    version: String,
-    identity: String,
-    position: serde_json::Value,
-    packs: u64,
-    pack_bytes: u64,
-    objects: Vec<ObjectFacts>,
-    stream_list: Vec<Stream>,
-    warnings: Vec<Warning>,
-}
-
-#[derive(Serialize)]
-struct Stream {
-    name: String,
-    bytes: u64,
-    rows: u64,
+    #[serde(flatten)]
+    inside: InspectOutput,
 }
 
 pub(crate) async fn run(app: &App, args: &BackupArg) -> Outcome {
-    let repository = app.repository(Use::Read).await?;
-    let summary = select::backup(&repository, &args.backup).await?;
-    let manifest = repository.manifest(summary.id).await?;
-    let report: BackupReport = fettler_jobs::report_of(&manifest)?;
-    let known = backups::known(app).await?;
-    let document = Document {
-        backup: Listed::of(&manifest.summary, known.get(&summary.id)),
-        repository: repository.place().to_owned(),
-        version: report.identity.version.clone(),
-        identity: report.identity.key.clone(),
-        position: report.position.clone(),
-        packs: manifest.packs.len() as u64,
-        pack_bytes: manifest
-            .packs
-            .iter()
-            .map(|pack| pack.bytes_and_used().0)
-            .sum(),
-        objects: report.objects.clone(),
-        stream_list: manifest
-            .streams
-            .iter()
-            .map(|stream| Stream {
-                name: stream.name.clone(),
-                bytes: stream.bytes,
-                rows: stream.rows,
-            })
-            .collect(),
-        warnings: report.warnings.clone(),
+    let document = if let Some(remote) = app.remote() {
+        let record = select::backup_there(app, remote, &args.backup).await?;
+        let arguments = InspectArguments {
+            place: BackupPlace(None),
+            backup: record.facts.id,
+        };
+        let title = format!("show {}", record.facts.id.short());
+        let job = run::run(app, &Asked::about("inspect", &arguments, title)).await?;
+        Document {
+            backup: Listed::catalogued(&record),
+            inside: result_of(&job)?,
+        }
+    } else {
+        let repository = app.repository(Use::Read).await?;
+        let summary = select::backup(&repository, &args.backup).await?;
+        let manifest = repository.manifest(summary.id).await?;
+        let known = backups::known(app).await?;
+        Document {
+            backup: Listed::of(&manifest.summary, known.get(&summary.id)),
+            inside: InspectOutput::of(&repository, &manifest)?,
+        }
     };
     app.output.result(&document, || text(&document));
     Ok(Exit::Done)
@@ -88,6 +71,7 @@ fn text(document: &Document) -> String {
         },
     );
     let warnings: Vec<&str> = document
+        .inside
         .warnings
         .iter()
         .map(|warning| warning.message.as_str())
@@ -98,7 +82,7 @@ fn text(document: &Document) -> String {
             "database",
             format!(
                 "{} ({} {})",
-                backup.database, backup.engine, document.version
+                backup.database, backup.engine, document.inside.version
             ),
         ),
         ("state", backup.state.as_str().to_owned()),
@@ -112,7 +96,7 @@ fn text(document: &Document) -> String {
                 units::moment(backup.finished)
             ),
         ),
-        ("moment", plain(&document.position)),
+        ("moment", plain(&document.inside.position)),
         (
             "parent",
             backup
@@ -132,9 +116,9 @@ fn text(document: &Document) -> String {
             "needs",
             format!(
                 "{} of {} in {}",
-                units::things(document.packs, "pack"),
-                units::size(document.pack_bytes),
-                document.repository
+                units::things(document.inside.packs, "pack"),
+                units::size(document.inside.pack_bytes),
+                document.inside.repository
             ),
         ),
         ("tags", backup.tags.join(" ")),
@@ -143,7 +127,7 @@ fn text(document: &Document) -> String {
     text.push('\n');
     text.push_str(&table(
         &["what", "name", "rows", "bytes"],
-        document.objects.iter().map(|object| {
+        document.inside.objects.iter().map(|object| {
             vec![
                 kind_word(object.kind).to_owned(),
                 object.name.clone(),

@@ -33,13 +33,7 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
         backup,
         sample_percent: args.sample,
     };
-    let asked = Asked {
-        kind: "verify",
-        database: None,
-        arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
-        tags: Vec::new(),
-        title: format!("verify {}", backup.short()),
-    };
+    let asked = Asked::about("verify", &arguments, format!("verify {}", backup.short()));
     if args.detach.detach {
         return run::detach(app, &asked).await;
     }
