@@ -2,6 +2,7 @@
 //! `collect` removes what nobody names any more.
 
 use async_trait::async_trait;
+use fettler_fault_points::{Point, reached};
 use fettler_model::{
     BackupId, BackupState, ExclusionClass, KeepRules, Problem, ProofVerdict, SlotClass, Timestamp,
 };
@@ -114,6 +115,7 @@ impl JobKind for Retention {
                 repository
                     .forget(*backup, "keep rules", &*context.repository_fence())
                     .await?;
+                reached(Point::RetentionForgotten);
                 context
                     .catalogue
                     .set_state(*backup, BackupState::Forgotten, "keep rules")
