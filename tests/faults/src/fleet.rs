@@ -32,7 +32,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// and a takeover, so that a worker that dies does not lose its backup to it.
 pub const GRACE_SECONDS: u64 = 10;
 /// Bytes of the databases in SQLite.
-const BANK_BYTES: u64 = 5 << 20;
+const BANK_BYTES: u64 = 4 << 20;
 /// Looks at a condition are this far apart.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A file of a worker whose disk is full grows no further than this.
@@ -91,6 +91,10 @@ impl Slot {
 
 /// The databases that are backed up.
 pub const DATABASES: [&str; 3] = ["still", "busy", "shop"];
+/// One more in a directed run: so large that its restore saves a checkpoint in the ledger.
+pub const LARGE: &str = "large";
+/// Its bytes.
+const LARGE_BYTES: u64 = 36 << 20;
 
 /// A process and what becomes of it.
 #[derive(Debug)]
@@ -237,7 +241,8 @@ impl<'s> Fleet<'s> {
         self.ledger.psql(audit::INSTALL)?;
         let busy = self.path("busy.sqlite").display().to_string();
         let shop = self.servers.source_url("shop");
-        let commands: Vec<Vec<&str>> = vec![
+        let large = self.path("large.sqlite").display().to_string();
+        let mut commands: Vec<Vec<&str>> = vec![
             vec!["database", "add", "busy", &busy],
             vec!["database", "add", "shop", &shop],
             vec!["limit", "set", "3", "--kind", "backup"],
@@ -274,6 +279,10 @@ impl<'s> Fleet<'s> {
                 "daily",
             ],
         ];
+        if self.directed {
+            sqlite::make_bank(Path::new(&large), LARGE_BYTES);
+            commands.push(vec!["database", "add", LARGE, &large]);
+        }
         std::thread::scope(|scope| {
             let running: Vec<_> = commands
                 .iter()

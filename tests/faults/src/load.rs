@@ -16,7 +16,10 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::{check::Violation, fleet::DATABASES};
+use crate::{
+    check::Violation,
+    fleet::{DATABASES, LARGE},
+};
 
 /// Clients of a run.
 pub const CLIENTS: u64 = 3;
@@ -27,7 +30,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// A submission that no interface takes for so long is a fault of the harness or of Fettler.
 const TAKEN_WITHIN: Duration = Duration::from_secs(45);
 /// Backups read at most so fast, so that there are moments to be hit in.
-const SLOW_BYTES: [u64; 3] = [900_000, 1_800_000, 6_000_000];
+const SLOW_BYTES: [u64; 3] = [1_500_000, 3_000_000, 12_000_000];
 /// Transfers of one turn, and the pause after them.
 const TRANSFERS: u64 = 20;
 const TRANSFERS_PAUSE: Duration = Duration::from_millis(40);
@@ -64,6 +67,9 @@ pub struct Wishes {
     pub copies: String,
     /// A word that the names of restored databases begin with.
     pub word: String,
+    /// Whether the run lasts until every point was hit: fewer and quicker backups, so that nothing piles up, and more of what
+    /// is rare. There is a database [`LARGE`] then.
+    pub patient: bool,
 }
 
 impl Clients {
@@ -151,17 +157,15 @@ impl Clients {
             });
         }
         let mut nth = first;
-        let mut last = String::new();
         while ids.is_empty() && refused.is_none() {
             match self.try_once(nth, key, job) {
                 Outcome::Taken(id) => ids.push(id),
                 Outcome::Refused(why) => refused = Some(why),
                 Outcome::Again(why) => {
-                    last = why;
                     if began.elapsed() > TAKEN_WITHIN {
                         self.wrong(
                             "P1",
-                            format!("no interface took a job within {TAKEN_WITHIN:?}: {last}"),
+                            format!("no interface took a job within {TAKEN_WITHIN:?}: {why}"),
                         );
                         return None;
                     }
@@ -226,15 +230,23 @@ impl Clients {
     }
 
     fn wish(&self, dice: &mut StdRng, name: &str, wishes: &Wishes) -> Value {
-        let database = *DATABASES.choose(dice).expect("there are databases");
+        let mut database = *DATABASES.choose(dice).expect("there are databases");
+        if wishes.patient && dice.random_bool(0.2) {
+            database = LARGE;
+        }
         let dealt = dice.random_range(0..100);
-        let rate = *SLOW_BYTES.choose(dice).expect("there are rates");
+        let rate = if database == LARGE {
+            None
+        } else {
+            SLOW_BYTES.choose(dice).copied()
+        };
         let everything = dice.random_bool(0.5);
-        let prove = dice.random_bool(0.15);
+        let prove = dice.random_bool(0.1);
         let nth_backup = dice.random::<u32>() as usize;
+        let (pings, backups) = if wishes.patient { (45, 58) } else { (50, 74) };
         match dealt {
-            0..40 => return json!({"kind": "ping", "database": database}),
-            40..75 => {
+            _ if dealt < pings => return json!({"kind": "ping", "database": database}),
+            _ if dealt < backups => {
                 return json!({"kind": "backup", "database": database, "arguments": {
                     "max_bytes_per_second": rate, "read_everything": everything, "prove": prove,
                 }});
@@ -247,7 +259,7 @@ impl Clients {
             return json!({"kind": "ping", "database": database});
         };
         match dealt {
-            75..83 => json!({"kind": "verify", "arguments": {"backup": backup}}),
+            _ if dealt < 83 => json!({"kind": "verify", "arguments": {"backup": backup}}),
             83..88 => json!({"kind": "prove", "database": of, "arguments": {"backup": backup}}),
             88..96 => restore(backup, of, name, wishes),
             _ => json!({"kind": "retention", "database": of, "arguments": {"keep": {"last": 3}}}),
