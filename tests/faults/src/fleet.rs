@@ -215,7 +215,7 @@ impl<'s> Fleet<'s> {
                 looked_at: FAKETIME.into(),
             });
         }
-        fleet.settle_in()?;
+        fleet.settle_in(plan.rates[0])?;
         for index in 0..SLOTS.len() {
             fleet.spawn(index)?;
         }
@@ -230,7 +230,8 @@ impl<'s> Fleet<'s> {
     }
 
     /// Makes the databases, the records, the policies and the token.
-    fn settle_in(&mut self) -> Result<()> {
+    fn settle_in(&mut self, rate: u64) -> Result<()> {
+        let rate = format!("max_bytes_per_second={rate}");
         self.servers.make_repository(&self.id)?;
         for name in ["still", "busy"] {
             sqlite::make_bank(&self.path(&format!("{name}.sqlite")), BANK_BYTES);
@@ -277,6 +278,8 @@ impl<'s> Fleet<'s> {
                 "3",
                 "--prove",
                 "daily",
+                "--argument",
+                &rate,
             ],
         ];
         if self.directed {
@@ -308,6 +311,8 @@ impl<'s> Fleet<'s> {
             "once",
             "--overlap",
             "queue",
+            "--argument",
+            &rate,
             "--keep-last",
             "2",
         ])?;

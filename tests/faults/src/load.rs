@@ -29,8 +29,6 @@ const PAUSE_MILLISECONDS: std::ops::Range<u64> = 100..450;
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// A submission that no interface takes for so long is a fault of the harness or of Fettler.
 const TAKEN_WITHIN: Duration = Duration::from_secs(45);
-/// Backups read at most so fast, so that there are moments to be hit in.
-const SLOW_BYTES: [u64; 3] = [1_500_000, 3_000_000, 12_000_000];
 /// Transfers of one turn, and the pause after them.
 const TRANSFERS: u64 = 20;
 const TRANSFERS_PAUSE: Duration = Duration::from_millis(40);
@@ -70,6 +68,8 @@ pub struct Wishes {
     /// Whether the run lasts until every point was hit: fewer and quicker backups, so that nothing piles up, and more of what
     /// is rare. There is a database [`LARGE`] then.
     pub patient: bool,
+    /// How fast backups read, one of these.
+    pub rates: &'static [u64],
 }
 
 impl Clients {
@@ -238,7 +238,7 @@ impl Clients {
         let rate = if database == LARGE {
             None
         } else {
-            SLOW_BYTES.choose(dice).copied()
+            wishes.rates.choose(dice).copied()
         };
         let everything = dice.random_bool(0.5);
         let prove = dice.random_bool(0.1);

@@ -12,6 +12,11 @@ use crate::fleet::{GRACE_SECONDS, SLOTS, Slot};
 const STORM: Duration = Duration::from_secs(7);
 /// A directed pass ends when every point was hit, or after this time.
 const DIRECTED_STORM: Duration = Duration::from_secs(150);
+/// The rates of backups, in bytes a second.
+const RATES: [u64; 3] = [1_500_000, 3_000_000, 12_000_000];
+/// So slow that several collections fall between a backup's first pack and its manifest, and how long that goes on.
+const SLOW_RATES: [u64; 1] = [450_000];
+const SLOW_STORM: Duration = Duration::from_secs(14);
 /// Faults of a random plan.
 const FAULTS: usize = 5;
 
@@ -102,6 +107,8 @@ pub struct Plan {
     pub ends: Vec<(Slot, String)>,
     /// Processes whose clock can be set.
     pub faked: Vec<Slot>,
+    /// Backups read at most so many bytes a second, one of these: so that there are moments to be hit in.
+    pub rates: &'static [u64],
 }
 
 /// All points of a role, as `FETTLER_FAULT_POINT` takes them.
@@ -160,6 +167,7 @@ impl Plan {
             faults,
             ends,
             faked,
+            rates: &RATES,
         }
     }
 
@@ -185,6 +193,7 @@ impl Plan {
             faults,
             ends: Vec::new(),
             faked: Vec::new(),
+            rates: &RATES,
         }
     }
 
@@ -211,7 +220,7 @@ impl Plan {
             }),
             // Collections while backups run.
             Rule::Announcement => {
-                for at in (1_000..7_000).step_by(700) {
+                for at in (1_500..SLOW_STORM.as_millis() as u64).step_by(700) {
                     faults.push(Timed {
                         at: ms(at),
                         lasts: Duration::ZERO,
@@ -220,13 +229,15 @@ impl Plan {
                 }
             }
         }
+        let is_slow = rule == Rule::Announcement;
         Self {
             seed,
             directed: false,
-            storm: STORM,
+            storm: if is_slow { SLOW_STORM } else { STORM },
             faults,
             ends: Vec::new(),
             faked: Vec::new(),
+            rates: if is_slow { &SLOW_RATES } else { &RATES },
         }
     }
 

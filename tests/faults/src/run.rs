@@ -412,6 +412,7 @@ fn weather(
         copies: copies.to_owned(),
         word: word.to_owned(),
         patient: plan.directed,
+        rates: plan.rates,
     };
     let busy = fleet.path("busy.sqlite");
     std::thread::scope(|scope| {
@@ -638,6 +639,7 @@ fn last_look(
         copies: copies.to_owned(),
         word: word.to_owned(),
         patient: false,
+        rates: &[],
     };
     let mut restores = Vec::new();
     for database in DATABASES {
