@@ -37,8 +37,9 @@ const BANK_BYTES: u64 = 4 << 20;
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A file of a worker whose disk is full grows no further than this.
 const FULL_DISK_BYTES: u32 = 64 * 1024;
-/// Where Debian's package `faketime` puts its library.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// Where Debian's package `faketime` puts its library, in a folder of the machine's architecture.
+const LIBRARIES: &str = "/usr/lib";
+const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
 /// Lines of logs in an error.
 const LOG_TAIL_LINES: usize = 12;
 
@@ -137,7 +138,8 @@ pub struct Fleet<'s> {
     /// The interface's token.
     pub token: String,
     binary: PathBuf,
-    without: Option<Rule>,
+    /// A rule that is left out.
+    pub without: Option<Rule>,
     /// Points at which every process of a role ends once, as long as nobody has ended there.
     directed: bool,
     faked: Vec<Slot>,
@@ -209,12 +211,6 @@ impl<'s> Fleet<'s> {
             faked: plan.faked.clone(),
             folder,
         };
-        if !fleet.faked.is_empty() && !Path::new(FAKETIME).exists() {
-            return Err(Trouble::Missing {
-                program: "libfaketime".to_owned(),
-                looked_at: FAKETIME.into(),
-            });
-        }
         fleet.settle_in(plan.rates[0])?;
         for index in 0..SLOTS.len() {
             fleet.spawn(index)?;
@@ -436,7 +432,7 @@ impl<'s> Fleet<'s> {
                 std::fs::write(&clock, "+0").map_err(Trouble::io("write a clock"))?;
             }
             command
-                .env("LD_PRELOAD", FAKETIME)
+                .env("LD_PRELOAD", faketime()?)
                 .env("FAKETIME_TIMESTAMP_FILE", clock)
                 .env("FAKETIME_CACHE_DURATION", "1")
                 // A clock that is set does not change the one that never jumps.
@@ -699,6 +695,18 @@ impl<'s> Fleet<'s> {
         self.folder.disable_cleanup(true);
         self.folder.path().to_owned()
     }
+}
+
+/// The library that gives a process a clock of its own.
+fn faketime() -> Result<PathBuf> {
+    let folders = std::fs::read_dir(LIBRARIES).into_iter().flatten().flatten();
+    let mut found = folders
+        .map(|folder| folder.path().join(FAKETIME))
+        .filter(|library| library.exists());
+    found.next().ok_or_else(|| Trouble::Missing {
+        program: "libfaketime".to_owned(),
+        looked_at: Path::new(LIBRARIES).join("*").join(FAKETIME),
+    })
 }
 
 impl Drop for Fleet<'_> {

@@ -33,6 +33,9 @@ struct Arguments {
     /// Show that the absence of a rule is found, instead
     #[arg(long, value_name = "RULE")]
     without: Option<Without>,
+    /// Run the same plans with that rule in place: nothing must be found then
+    #[arg(long, requires = "without")]
+    control: bool,
     /// Only print the plan of the seed
     #[arg(long)]
     plan: bool,
@@ -112,6 +115,19 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let mut servers = Servers::start()?;
     if let Some(without) = arguments.without {
         let rule = without.into();
+        if arguments.control {
+            let mut series = Series::default();
+            series::control(
+                &mut servers,
+                rule,
+                arguments.seed,
+                arguments.runs,
+                &options,
+                &mut series,
+            )?;
+            println!("{}", series.table());
+            return Ok(series.violations().is_empty());
+        }
         let caught = series::without(&mut servers, rule, arguments.seed, &options)?;
         match caught {
             Some(runs) => println!("the absence of the {} is found in run {runs}", rule.name()),

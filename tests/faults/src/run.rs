@@ -25,7 +25,9 @@ use crate::{
 
 /// How long jobs may take to end once nothing is in their way any more: a lease, a takeover, two retries with their pauses,
 /// and a machine that is busy with other things.
-const REST_WITHIN: Duration = Duration::from_secs(90);
+const REST_WITHIN: Duration = Duration::from_secs(120);
+/// The same where a rule is left out, and something may be stuck on purpose.
+const REST_WITHOUT_A_RULE: Duration = Duration::from_secs(25);
 /// A job that waits for a time further away than this is cancelled when the run is at its end, by the interface.
 const LONGEST_WAIT_MICROS: i64 = 6_000_000;
 /// How long upkeep may take to remove what ended attempts left.
@@ -533,7 +535,11 @@ fn rest(
     mut holds: impl FnMut(&mut Fleet<'_>) -> Result<bool>,
 ) -> Result<bool> {
     let began = Instant::now();
-    while began.elapsed() < REST_WITHIN {
+    let within = match fleet.without {
+        Some(Rule::Rescue) => REST_WITHOUT_A_RULE,
+        _ => REST_WITHIN,
+    };
+    while began.elapsed() < within {
         fleet.supervise()?;
         if holds(fleet)? {
             return Ok(true);

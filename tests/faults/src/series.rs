@@ -185,3 +185,24 @@ pub fn without(
     }
     Ok(None)
 }
+
+/// The plans of [`without`] with the rule in place, for what they would find by mistake.
+///
+/// # Errors
+///
+/// When the harness itself does not work.
+pub fn control(
+    servers: &mut Servers,
+    rule: Rule,
+    first: u64,
+    runs: u64,
+    options: &Options,
+    series: &mut Series,
+) -> Result<()> {
+    for seed in first..first + runs {
+        let report = run::run(servers, &Plan::against(rule, seed), options)?;
+        tell(&report, &format!("with the {} in place,", rule.name()));
+        series.reports.push(report);
+    }
+    Ok(())
+}
