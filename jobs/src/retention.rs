@@ -2,15 +2,16 @@
 //! `collect` removes what nobody names any more.
 
 use async_trait::async_trait;
+use fettler_fault_points::{Point, reached};
 use fettler_model::{
     BackupId, BackupState, ExclusionClass, KeepRules, Problem, ProofVerdict, SlotClass, Timestamp,
 };
-use fettler_repository::{Candidate, KeepReason, plan_retention};
+use fettler_repository::{BackupListing, Candidate, KeepReason, TenantRepository, plan_retention};
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackupPlace, JobContext, JobKind, backup::parent_key};
+use crate::{BackupPlace, JobContext, JobKind, UpkeepRecord, backup::parent_key};
 
 /// The kind.
 #[derive(Debug, Clone, Copy)]
@@ -83,11 +84,10 @@ impl JobKind for Retention {
             .await?;
         let known = context.catalogue.backups(&place, Some(database.id)).await?;
         let key = parent_key(&database);
-        let summaries: Vec<_> = repository
-            .backups()
-            .await?
+        let listing = repository.backups().await?;
+        let summaries: Vec<_> = listing
             .backups
-            .into_iter()
+            .iter()
             .filter(|summary| summary.database == key)
             .collect();
         let candidates: Vec<Candidate> = summaries
@@ -114,11 +114,15 @@ impl JobKind for Retention {
                 repository
                     .forget(*backup, "keep rules", &*context.repository_fence())
                     .await?;
+                reached(Point::RetentionForgotten);
                 context
                     .catalogue
                     .set_state(*backup, BackupState::Forgotten, "keep rules")
                     .await?;
             }
+        }
+        if !arguments.dry_run {
+            correct_catalogue(context, &repository, &known, &listing).await?;
         }
         let decisions = summaries
             .iter()
@@ -138,6 +142,37 @@ impl JobKind for Retention {
             forgotten: plan.forget.len() as u64,
         })
     }
+}
+
+/// Takes from the catalogue what the repository does not hold any more: an attempt that died between the two left it
+/// listed as complete (P4). The catalogue was read first, so that nothing that is committed meanwhile is missed.
+async fn correct_catalogue(
+    context: &JobContext,
+    repository: &TenantRepository,
+    known: &[UpkeepRecord],
+    listing: &BackupListing,
+) -> Result<(), Problem> {
+    for record in known {
+        let id = record.facts.id;
+        // Under whatever name of the database it was made.
+        let is_listed = listing.backups.iter().any(|summary| summary.id == id);
+        if record.state != BackupState::Complete || is_listed {
+            continue;
+        }
+        let (state, why) = if repository.was_forgotten(id).await? {
+            (BackupState::Forgotten, "keep rules")
+        } else if listing.unreadable.is_empty() {
+            (
+                BackupState::Vanished,
+                "the repository does not hold it any more",
+            )
+        } else {
+            // It may be among those whose manifests cannot be read.
+            continue;
+        };
+        context.catalogue.set_state(id, state, why).await?;
+    }
+    Ok(())
 }
 
 fn zone_of(name: Option<&str>) -> Result<TimeZone, Problem> {

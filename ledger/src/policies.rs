@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use fettler_fault_points::{Point, reached};
 use fettler_model::{DatabaseId, JobId, PolicyId, TenantId, TickOutcome, Timestamp};
 use sqlx::any::AnyRow;
 
@@ -358,6 +359,7 @@ impl Ledger {
             .await?;
         transaction.commit().await?;
         if submission.is_some() {
+            reached(Point::TickCommitted);
             self.inner.shared.wake.wake();
         }
         Ok(TickResult::Decided(outcome))
@@ -427,6 +429,9 @@ impl Ledger {
             .await?;
         let leadership = row.as_ref().map(leadership).transpose()?;
         transaction.commit().await?;
+        if leadership.is_some() {
+            reached(Point::LeadTaken);
+        }
         Ok(leadership)
     }
 

@@ -143,6 +143,16 @@ impl TenantRepository {
             .await
     }
 
+    /// Whether a backup was forgotten on purpose.
+    ///
+    /// # Errors
+    ///
+    /// When the store does not answer.
+    pub async fn was_forgotten(&self, id: BackupId) -> Result<bool, RepositoryError> {
+        self.has(Kind::Forgotten, self.sealer().keys.backup_name(id))
+            .await
+    }
+
     /// Forgets a backup: a record of it comes first, so that nobody takes it for lost. From then on it
     /// is no backup any more; its bytes stay until a collection finds that nobody needs them, and as
     /// long as a running backup takes over from it (rule 21). Forgetting it again changes nothing.

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use fettler_fault_points::{Point, reached};
 use fettler_model::{BackupId, Timestamp};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -570,6 +571,7 @@ impl<'a> Collection<'a> {
         tenant
             .put_json_new(Kind::Marks, ObjectName::random(), &marks)
             .await?;
+        reached(Point::CollectMarked);
         Ok(())
     }
 

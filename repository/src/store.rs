@@ -435,7 +435,11 @@ impl Store {
         futures::stream::iter(
             paths
                 .into_iter()
-                .map(|path| async move { self.delete(&path).await }),
+                .map(|path| async move {
+                    self.delete(&path).await?;
+                    fettler_fault_points::reached(fettler_fault_points::Point::CollectDeleting);
+                    Ok(())
+                }),
         )
         .buffer_unordered(SMALL_REQUESTS)
         .try_collect()

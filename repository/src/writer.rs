@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use fettler_fault_points::{Point, Rule, reached, without};
 use fettler_model::{BackupId, Timestamp};
 use futures::{StreamExt, TryStreamExt};
 use tokio::{
@@ -367,6 +368,7 @@ impl TenantRepository {
         }
         begin.fence.check().await.map_err(RepositoryError::Fenced)?;
         let (announcement, parent) = self.announce(&begin).await?;
+        reached(Point::BackupAnnounced);
 
         let packs = self.sizes(Kind::Pack).await?;
         let damaged = self.names(Kind::Damage).await?;
@@ -479,7 +481,9 @@ impl TenantRepository {
             let bytes = self
                 .sealer()
                 .seal_json(Kind::Announcement, name, &announcement);
-            self.store().put_over(&path, bytes).await?;
+            if !without(Rule::Announcement) {
+                self.store().put_over(&path, bytes).await?;
+            }
             if announcement.since.is_none() {
                 announcement.since = self
                     .store()
@@ -1087,6 +1091,7 @@ impl Inner {
             entries,
         })
         .await?;
+        reached(Point::PackRecorded);
         self.fence.check().await.map_err(RepositoryError::Fenced)?;
         let path = self.tenant.path(Kind::Pack, name);
         if self.tenant.store().put_new(&path, bytes.into()).await? == Put::Exists {
@@ -1095,6 +1100,7 @@ impl Inner {
                 "another pack has the random name that was drawn for this one",
             ));
         }
+        reached(Point::PackStored);
         let mut known = lock(&self.known);
         let pack = &mut known.packs[number as usize];
         pack.bytes = size;
@@ -1147,6 +1153,9 @@ impl Inner {
 
     /// Renews the announcement, and fails the backup when it was lost (rule 21).
     async fn renew(&self) -> Result<(), RepositoryError> {
+        if without(Rule::Announcement) {
+            return Ok(());
+        }
         self.fence.check().await.map_err(RepositoryError::Fenced)?;
         let path = self.tenant.path(Kind::Announcement, self.name);
         let store = self.tenant.store();
@@ -1253,6 +1262,7 @@ impl Inner {
             why: why.to_owned(),
         };
         let object = tenant.seal_manifest(self.name, &manifest);
+        reached(Point::ManifestNext);
         self.fence.check().await.map_err(RepositoryError::Fenced)?;
         let put = tenant.store().put_new(&path, object.clone().into()).await?;
         if put == Put::Exists {
@@ -1268,6 +1278,7 @@ impl Inner {
                 adopted: true,
             });
         }
+        reached(Point::ManifestWritten);
         if tenant.store().get(&path).await?.as_ref() != Some(&object) {
             return Err(RepositoryError::damaged(
                 path,

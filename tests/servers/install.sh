@@ -78,6 +78,7 @@ have setpriv || missing_packages+=(util-linux)
 have cc || missing_packages+=(gcc libc6-dev)
 have curl || missing_packages+=(curl)
 have jq || missing_packages+=(jq)
+have faketime || missing_packages+=(faketime)
 have python3 || missing_packages+=(python3 python3-venv)
 
 missing_unpacked=()

@@ -13,6 +13,7 @@ use std::{
 };
 
 use fettler_engine::ProgressMeter;
+use fettler_fault_points::{Point, reached};
 use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping, check_load};
 use fettler_ledger::{Claimed, Ended, Ending, Fencing, LedgerError};
 use fettler_model::{ErrorClass, JobWindow, LoadLimits, Problem, SlotClass};
@@ -77,6 +78,7 @@ impl Attempt {
             stopping.clone(),
             progress.clone(),
         );
+        reached(Point::AttemptBegun);
         if claimed.job.cancel_requested.is_some() {
             stopping.stop(StopReason::Cancelled);
         }
@@ -312,6 +314,7 @@ impl Attempt {
     /// Reports how the attempt ended, until the ledger has taken it in.
     pub(crate) async fn report(&self, shared: &Shared, outcome: Result<Value, Failure>) {
         if let Some(ending) = self.ending(shared, outcome).await {
+            reached(Point::AttemptDone);
             self.tell_ledger(shared, ending).await;
         }
         shared.heart.remove(self.claimed.job.id, self.claimed.token);

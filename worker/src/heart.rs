@@ -10,6 +10,7 @@ use std::{
 };
 
 use fettler_engine::ProgressMeter;
+use fettler_fault_points::{Rule, without};
 use fettler_jobs::{StopReason, Stopping};
 use fettler_ledger::{Beat, BeatAnswer, Ledger, LedgerOptions};
 use fettler_model::{AttemptToken, JobId, Progress};
@@ -173,6 +174,7 @@ impl Heart {
             match answer {
                 BeatAnswer::Renewed => {}
                 BeatAnswer::CancelRequested => beating.stopping.stop(StopReason::Cancelled),
+                BeatAnswer::Superseded if without(Rule::Fence) => {}
                 BeatAnswer::Superseded => {
                     tracing::warn!(job.id = %beat.job, "the attempt was superseded");
                     beating.lease.supersede();

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fettler_engine::{Artefact, Artefacts, Checkpoints, EngineError};
+use fettler_fault_points::{Point, reached};
 use fettler_jobs::{Catalogue, DatabaseRecord, JobLedger, StopReason, Stopping, UpkeepRecord};
 use fettler_ledger::{BackupFilter, Fencing, Idempotency, IdentityOutcome, Ledger, LedgerError};
 use fettler_model::{
@@ -247,7 +248,9 @@ impl Artefacts for Ports {
         let record = RecordedArtefact::here(artefact.clone());
         let (name, data) = (record.name(), record.to_value());
         self.patiently_for_engine(|| self.ledger.record_artefact(self.fencing, &name, &data))
-            .await
+            .await?;
+        reached(Point::ArtefactRecorded);
+        Ok(())
     }
 
     async fn removed(&self, artefact: &Artefact) -> Result<(), EngineError> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use fettler_engine::{SandboxSpec, Target};
+use fettler_fault_points::{Point, reached};
 use fettler_jobs::StopReason;
 use fettler_ledger::{ArtefactRecord, JobRecord, LedgerError};
 use fettler_model::{AttemptToken, DatabaseUrl, JobState, Problem, SecretReference, TenantId};
@@ -145,6 +146,7 @@ async fn remove_artefacts(shared: &Shared) -> Result<(), LedgerError> {
         match remove_artefact(shared, &record, &recorded).await {
             Ok(()) => {
                 tracing::info!(job.id = %record.job, name = record.name, "removed what an ended attempt had left");
+                reached(Point::ArtefactRemoved);
                 shared
                     .ledger
                     .remove_artefact(record.job, record.token, &record.name)

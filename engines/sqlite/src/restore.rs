@@ -74,6 +74,7 @@ pub(crate) async fn whole(
         });
     }
     let warnings = check_copy(context, &part, &data).await?;
+    fettler_fault_points::reached(fettler_fault_points::Point::RestoreDataDone);
 
     context.fence.check().await?;
     let (from, to, overwrite) = (part.clone(), target.clone(), options.overwrite);

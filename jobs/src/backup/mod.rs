@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use fettler_engine::{BackupOptions, DatabaseEngine, Identity, PreflightLevel, Target};
+use fettler_fault_points::{Point, reached};
 use fettler_model::{
     BackupFacts, BackupId, ErrorClass, ExclusionClass, JobId, JobRequest, JobTerms, Priority,
     Problem, SlotClass, Timestamp, Warning,
@@ -177,6 +178,7 @@ impl JobKind for Backup {
 
         let facts = facts_of_manifest(&manifest, &database)?;
         context.catalogue.record_backup(&place, &facts).await?;
+        reached(Point::BackupCatalogued);
         for warning in &facts.warnings {
             context
                 .ledger

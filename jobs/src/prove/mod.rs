@@ -16,6 +16,7 @@ use fettler_engine::{
     BackupReport, DatabaseEngine, EngineContext, EngineError, RestoreOptions, Sandbox,
     SandboxRequest, SandboxSpec, Unrecorded,
 };
+use fettler_fault_points::{Point, reached};
 use fettler_model::{
     BackupId, ExclusionClass, Problem, ProofFacts, ProofVerdict, SlotClass, Timestamp,
 };
@@ -89,6 +90,7 @@ impl JobKind for Prove {
             .open_sandbox(&working, &request)
             .await
             .map_err(|error| context.problem(error))?;
+        reached(Point::SandboxOpen);
         let proof = run_in(&*engine, &working, &archive, &sandbox).await;
         let tidied = remove(context, &*engine, &sandbox, &request).await;
         context.remove_scratch(&working).await;
@@ -186,6 +188,7 @@ async fn run_in(
         )
         .await?;
     let restore_seconds = began.elapsed().as_secs_f64();
+    reached(Point::SandboxFilled);
     working.check_stop()?;
     working
         .progress

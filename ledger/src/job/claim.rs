@@ -127,6 +127,9 @@ impl Ledger {
             due
         };
         transaction.commit().await?;
+        if !outcome.claimed.is_empty() {
+            fettler_fault_points::reached(fettler_fault_points::Point::ClaimCommitted);
+        }
         if announce {
             self.announced(request);
         }

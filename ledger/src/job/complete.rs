@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use fettler_fault_points::{Point, Rule, reached, without};
 use fettler_model::{AttemptOutcome, ErrorClass, JobId, JobState, Problem, Timestamp};
 use serde_json::Value;
 
@@ -124,7 +125,7 @@ pub(crate) async fn complete_all(
         let row = rows.get(&fencing.job);
         match row {
             Some(row)
-                if row.token == fencing.token
+                if (row.token == fencing.token || without(Rule::Fence))
                     && row.record.state == JobState::Running
                     && seen.insert(fencing.job) =>
             {
@@ -161,6 +162,7 @@ pub(crate) async fn complete_all(
     let wake = !held.is_empty() || !backs.is_empty();
     release(&mut transaction, held).await?;
     transaction.commit().await?;
+    reached(Point::EndCommitted);
     if wake {
         shared.wake.wake();
     }

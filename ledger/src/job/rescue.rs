@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use fettler_fault_points::{Point, Rule, reached, without};
 use fettler_model::{AttemptOutcome, JobId, JobState, Problem, Timestamp};
 
 use super::{
@@ -37,6 +38,9 @@ impl Ledger {
     /// When the ledger is away.
     pub async fn rescue(&self, lease: Duration) -> Result<Vec<Rescued>> {
         const DOING: &str = "taking back lost jobs";
+        if without(Rule::Rescue) {
+            return Ok(Vec::new());
+        }
         let store = &self.inner.store;
         if store.since_outage().is_some_and(|since| since < lease) {
             // Whether it is back is worth knowing.
@@ -73,6 +77,8 @@ impl Ledger {
         if rows.is_empty() {
             // Alone in its transaction: it locks all limits, in the order of their names.
             limits::recount(&mut transaction).await?;
+        } else {
+            reached(Point::RescueTaking);
         }
         if rows.len() < PAGE {
             // A job that it claimed after it was last heard of has a lease that is still to run out.
@@ -85,6 +91,9 @@ impl Ledger {
                 .await?;
         }
         transaction.commit().await?;
+        if !rows.is_empty() {
+            reached(Point::RescueTaken);
+        }
         if rows.len() < PAGE {
             *self.inner.last_sweep() = Some(Instant::now());
         }

@@ -6,6 +6,7 @@ use std::{
     collections::{HashMap, HashSet},
 };
 
+use fettler_fault_points::{Point, reached};
 use fettler_model::{DatabaseId, JobId, JobRequest, JobTerms, Priority, TenantId, Timestamp};
 use serde_json::{Value, json};
 use tracing::{Instrument, Span};
@@ -244,6 +245,7 @@ pub(crate) async fn submit_all(
     let now = transaction.now().await?;
     let results = submit_in(&mut transaction, shared, now, &batch).await?;
     transaction.commit().await?;
+    reached(Point::SubmitCommitted);
     shared.wake.wake();
     Ok(results)
 }

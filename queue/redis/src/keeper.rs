@@ -250,6 +250,9 @@ impl Keeper {
             };
             let page = self.ledger.queued_page(&line, after, PAGE).await?;
             added += push(&caller, connection, &page).await?;
+            if is_refill {
+                fettler_fault_points::reached(fettler_fault_points::Point::RefillPushed);
+            }
             self.renew(connection).await?;
             if page.len() == PAGE {
                 let after = page.last().map(|job| (job.rank, job.id));

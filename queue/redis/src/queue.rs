@@ -178,6 +178,7 @@ impl RedisQueue {
         deliveries: &[InFlight],
     ) -> Result<ClaimedBatch, QueueError> {
         let ids: Vec<JobId> = deliveries.iter().map(|delivery| delivery.id).collect();
+        fettler_fault_points::reached(fettler_fault_points::Point::WirePopped);
         let claim = self.ledger.claim_by_ids(request, &ids).await;
         let claimed: HashSet<JobId> = claim
             .iter()

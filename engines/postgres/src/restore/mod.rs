@@ -193,6 +193,7 @@ pub(crate) async fn restore(
         place.stage = Stage::Indexes;
     }
     if place.stage == Stage::Indexes {
+        fettler_fault_points::reached(fettler_fault_points::Point::RestoreDataDone);
         context.progress.begin("indexes", 0, 0);
         let own = own_login(&place);
         let mut failed = guard
