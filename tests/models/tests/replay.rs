@@ -83,7 +83,7 @@ fn request(database: Option<DatabaseId>) -> JobRequest {
 async fn work(url: String, number: u64, seed: u64, accepted: Vec<JobId>) {
     let ledger = open(&url).await;
     let mut random = StdRng::seed_from_u64(seed + number);
-    let claims = ClaimRequest {
+    let mut claims = ClaimRequest {
         worker: format!("worker-{number}"),
         kinds: vec!["noop".parse().unwrap()],
         long: 0,
@@ -128,8 +128,10 @@ async fn work(url: String, number: u64, seed: u64, accepted: Vec<JobId>) {
                     problem: Problem::permanent("test.never", "it cannot be", ""),
                 },
                 _ if vanished < 3 => {
+                    // It dies with what it holds, and starts again under another name.
                     vanished += 1;
-                    continue;
+                    claims.worker = format!("worker-{number}-{vanished}");
+                    break;
                 }
                 _ => Ending::Succeeded { result: json!(2) },
             };
