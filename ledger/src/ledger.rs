@@ -11,7 +11,7 @@ use fettler_model::{JobId, Secret, Timestamp};
 use tokio::sync::broadcast;
 
 use crate::{
-    Ended, Result, Submitted,
+    Ended, Result, Steps, Submitted,
     batch::Batcher,
     job::{Completion, LinesSeen, Submission},
     store::Store,
@@ -31,6 +31,8 @@ pub struct LedgerOptions {
     pub retry_cap: Duration,
     /// How many connections are open at most.
     pub connections: u32,
+    /// Asked before each statement: for tests that let each of them fail in turn.
+    pub steps: Option<Steps>,
 }
 
 impl Default for LedgerOptions {
@@ -41,6 +43,7 @@ impl Default for LedgerOptions {
             retry_base: Duration::from_secs(5),
             retry_cap: Duration::from_secs(3600),
             connections: 8,
+            steps: None,
         }
     }
 }

@@ -22,6 +22,7 @@ mod pages;
 mod policies;
 mod records;
 mod row;
+mod steps;
 mod store;
 mod tenancy;
 mod tokens;
@@ -30,6 +31,7 @@ mod wake;
 pub use error::LedgerError;
 pub use ledger::{Ledger, LedgerOptions};
 pub use records::*;
+pub use steps::{StepFate, StepKind, Steps};
 pub use wake::Wakeups;
 
 /// A result with the ledger's error.

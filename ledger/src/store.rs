@@ -18,7 +18,12 @@ use sqlx::{
 use tokio::sync::broadcast;
 use url::Url;
 
-use crate::{LedgerError, LedgerOptions, Result, dialect::Dialect, migrate};
+use crate::{
+    LedgerError, LedgerOptions, Result,
+    dialect::Dialect,
+    migrate,
+    steps::{self, StepFate, StepKind, Steps},
+};
 
 /// How long SQLite waits for another process that writes.
 const BUSY_WAIT: Duration = Duration::from_secs(30);
@@ -44,6 +49,7 @@ pub(crate) struct Store {
     outage: Mutex<Option<Instant>>,
     /// The jobs that each commit has made claimable: what a queue has to hear of.
     pub(crate) ready: broadcast::Sender<Vec<JobId>>,
+    steps: Option<Steps>,
 }
 
 impl Store {
@@ -97,6 +103,7 @@ impl Store {
             readers: pool(options.connections.max(2) - 1),
             outage: Mutex::new(None),
             ready: broadcast::channel(READY_COMMITS).0,
+            steps: options.steps.clone(),
         };
         store.migrate().await?;
         Ok(store)
@@ -138,6 +145,7 @@ impl Store {
             readers: pool,
             outage: Mutex::new(None),
             ready: broadcast::channel(READY_COMMITS).0,
+            steps: options.steps.clone(),
         };
         store.migrate().await?;
         Ok(store)
@@ -165,6 +173,9 @@ impl Store {
 
     /// Begins a transaction that writes.
     pub(crate) async fn begin(&self, doing: &'static str) -> Result<Transaction> {
+        if Steps::fate(self.steps.as_ref(), StepKind::Begin, doing) != StepFate::GoesOn {
+            return Err(self.noticed(steps::failed(doing)));
+        }
         let transaction = self
             .writers
             .begin_with(self.dialect.begin())
@@ -176,6 +187,7 @@ impl Store {
             doing,
             ready: Vec::new(),
             tell: self.ready.clone(),
+            steps: self.steps.clone(),
         })
     }
 
@@ -225,6 +237,7 @@ pub(crate) struct Transaction {
     /// The jobs that become claimable with its commit.
     pub(crate) ready: Vec<JobId>,
     tell: broadcast::Sender<Vec<JobId>>,
+    steps: Option<Steps>,
 }
 
 impl Transaction {
@@ -239,15 +252,34 @@ impl Transaction {
 
     pub(crate) async fn commit(self) -> Result<()> {
         let doing = self.doing;
+        let fate = self.fate(StepKind::Commit);
+        if fate == StepFate::Fails {
+            return Err(steps::failed(doing));
+        }
         self.inner
             .commit()
             .await
             .map_err(|error| database_error(doing, error))?;
+        if fate == StepFate::AnswerLost {
+            return Err(steps::failed(doing));
+        }
         if !self.ready.is_empty() {
             // Nobody listens where the ledger is its own queue.
             let _nobody_listens = self.tell.send(self.ready);
         }
         Ok(())
+    }
+
+    fn fate(&self, kind: StepKind) -> StepFate {
+        Steps::fate(self.steps.as_ref(), kind, self.doing)
+    }
+
+    /// Without the answer a statement's transaction cannot go on: both fates end in a rollback.
+    fn statement_goes_on(&self) -> Result<()> {
+        match self.fate(StepKind::Statement) {
+            StepFate::GoesOn => Ok(()),
+            StepFate::Fails | StepFate::AnswerLost => Err(steps::failed(self.doing)),
+        }
     }
 
     /// Runs a statement and says how many rows it changed.
@@ -256,6 +288,7 @@ impl Transaction {
         sql: impl Into<String>,
         values: &[V<'_>],
     ) -> Result<u64> {
+        self.statement_goes_on()?;
         bound(sql.into(), values)
             .execute(&mut *self.inner)
             .await
@@ -269,6 +302,7 @@ impl Transaction {
         sql: impl Into<String>,
         values: &[V<'_>],
     ) -> Result<Vec<AnyRow>> {
+        self.statement_goes_on()?;
         bound(sql.into(), values)
             .fetch_all(&mut *self.inner)
             .await
@@ -298,6 +332,9 @@ impl Store {
         values: &[V<'_>],
     ) -> Result<Vec<AnyRow>> {
         let sql = sql.into();
+        if Steps::fate(self.steps.as_ref(), StepKind::Read, doing) != StepFate::GoesOn {
+            return Err(self.noticed(steps::failed(doing)));
+        }
         let mut connection = self.reader(doing).await?;
         bound(sql, values)
             .fetch_all(&mut *connection)

@@ -73,15 +73,9 @@ impl Ledger {
             .iter()
             .map(|row| Row::read(row, DOING))
             .collect::<Result<Vec<_>>>()?;
-        let rescued = take_back(&mut transaction, now, &rows).await?;
-        if rows.is_empty() {
-            // Alone in its transaction: it locks all limits, in the order of their names.
-            limits::recount(&mut transaction).await?;
-        } else {
-            reached(Point::RescueTaking);
-        }
         if rows.len() < PAGE {
-            // A job that it claimed after it was last heard of has a lease that is still to run out.
+            // Before any limit is locked, since a claim locks its worker's row before limits. A worker whose jobs are
+            // taken back only now, or that claimed after it was last heard of, is for the next call.
             transaction
                 .execute(
                     "UPDATE worker SET swept = 1 WHERE alive_until < $1 AND swept = 0
@@ -89,6 +83,13 @@ impl Ledger {
                     &[V::N(now.micros())],
                 )
                 .await?;
+        }
+        let rescued = take_back(&mut transaction, now, &rows).await?;
+        if rows.is_empty() {
+            // Alone in its transaction: it locks all limits, in the order of their names.
+            limits::recount(&mut transaction).await?;
+        } else {
+            reached(Point::RescueTaking);
         }
         transaction.commit().await?;
         if !rows.is_empty() {

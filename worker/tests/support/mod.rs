@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -375,8 +375,19 @@ impl Fixture {
     }
 
     pub async fn add_database(&self, name: &str, tenant: &TenantId) -> DatabaseId {
+        let path = format!("/tmp/{name}.sqlite");
+        self.add_database_of(name, tenant, Path::new(&path)).await
+    }
+
+    /// A database of the default tenant that lies in this file.
+    pub async fn add_database_at(&self, name: &str, path: &Path) -> DatabaseId {
+        self.add_database_of(name, &TenantId::default_tenant(), path)
+            .await
+    }
+
+    async fn add_database_of(&self, name: &str, tenant: &TenantId, path: &Path) -> DatabaseId {
         self.ledger.ensure_tenant(tenant).await.expect("a tenant");
-        let (url, _) = DatabaseUrl::parse_with_password(&format!("/tmp/{name}.sqlite"))
+        let (url, _) = DatabaseUrl::parse_with_password(&path.display().to_string())
             .expect("a path is a database");
         let record = DatabaseRecord {
             id: DatabaseId::new(),
