@@ -6,7 +6,7 @@
 use std::{
     process::Command,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use fettler_fault_points::Rule;
@@ -18,7 +18,9 @@ use fettler_faults::{
 };
 
 /// Random runs begin within this time; set `FETTLER_TEST_FAULT_SECONDS` for more.
-const SECONDS: u64 = 120;
+const SECONDS: u64 = 90;
+/// The seed of the first plan.
+const SEED: u64 = 20_261_121;
 
 /// One fleet at a time: it has the machine to itself.
 fn servers() -> MutexGuard<'static, Servers> {
@@ -37,16 +39,10 @@ fn options() -> Options {
     }
 }
 
-/// Another one in every run of the tests, or `FETTLER_TEST_SEED`: it is printed, and repeats the plans.
+/// The same plans in every run of the tests; `FETTLER_TEST_SEED` gives others. It is printed.
 fn seed() -> u64 {
-    let given = std::env::var("FETTLER_TEST_SEED").ok();
-    let seed = given.map_or_else(
-        || {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            now.unwrap().as_secs() % 1_000_000
-        },
-        |text| text.parse().unwrap(),
-    );
+    let given = std::env::var("FETTLER_TEST_SEED");
+    let seed = given.map_or(SEED, |text| text.parse().unwrap());
     println!("seed {seed}");
     seed
 }

@@ -1,7 +1,11 @@
 //! Each model names the functions that it models. They are looked for in the sources, so that whoever renames or
 //! replaces one comes by the model.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "in a test, a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "in a test, a panic is the report"
+)]
 
 use std::{fs, path::Path};
 
