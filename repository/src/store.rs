@@ -432,15 +432,11 @@ impl Store {
         &self,
         paths: impl IntoIterator<Item = Path>,
     ) -> Result<(), RepositoryError> {
-        futures::stream::iter(
-            paths
-                .into_iter()
-                .map(|path| async move {
-                    self.delete(&path).await?;
-                    fettler_fault_points::reached(fettler_fault_points::Point::CollectDeleting);
-                    Ok(())
-                }),
-        )
+        futures::stream::iter(paths.into_iter().map(|path| async move {
+            self.delete(&path).await?;
+            fettler_fault_points::reached(fettler_fault_points::Point::CollectDeleting);
+            Ok(())
+        }))
         .buffer_unordered(SMALL_REQUESTS)
         .try_collect()
         .await
