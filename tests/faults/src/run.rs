@@ -3,7 +3,7 @@
 
 use std::{
     path::PathBuf,
-    sync::atomic::Ordering,
+    sync::{atomic::Ordering, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -99,10 +99,9 @@ pub fn run(servers: &mut Servers, plan: &Plan, options: &Options) -> Result<Repo
         .map(|seat| seat.address.clone())
         .collect();
     let clients = Clients::new(addresses, &fleet.token);
-    let mut storm = Storm::new(plan);
     let word = id.replace('-', "_");
     let copies = fleet.servers.source_url("DATABASE");
-    let elsewhere = weather(&mut fleet, &clients, &mut storm, &word, &copies, &say)?;
+    let elsewhere = weather(&mut fleet, &clients, plan, &word, &copies, &say)?;
     say("the faults are over");
 
     let mut findings = Findings(clients.violations());
@@ -172,6 +171,8 @@ struct Storm<'p> {
     /// What is to be undone, and when.
     ends: Vec<(Instant, Undo)>,
     elsewhere: Vec<JoinHandle<()>>,
+    /// Collections that a client is to ask for, with their graces.
+    collections: mpsc::Sender<u64>,
 }
 
 /// The end of a fault.
@@ -189,16 +190,17 @@ enum Undo {
 }
 
 impl<'p> Storm<'p> {
-    fn new(plan: &'p Plan) -> Self {
+    fn new(plan: &'p Plan, collections: mpsc::Sender<u64>) -> Self {
         Self {
             plan,
+            collections,
             next: 0,
             ends: Vec::new(),
             elsewhere: Vec::new(),
         }
     }
 
-    fn begin(&mut self, fleet: &mut Fleet<'_>, clients: &Clients, timed: &Timed) -> Result<()> {
+    fn begin(&mut self, fleet: &mut Fleet<'_>, timed: &Timed) -> Result<()> {
         let who = |who: Who, fleet: &Fleet<'_>| match who {
             Who::Slot(slot) => slot,
             Who::Busiest => busiest(fleet),
@@ -264,17 +266,8 @@ impl<'p> Storm<'p> {
                 Some(Undo::StoreForwards)
             }
             Fault::Collect(grace) => {
-                let nth = self.next;
-                let job = json!({"kind": "collect", "arguments": {"grace_seconds": grace}});
-                // In the place of a client: an interface may be away, and the next fault does not wait for it.
-                let body = &job;
-                let key = format!("collect-{}-{nth}", self.plan.seed);
-                if clients
-                    .send(nth, "POST", "/api/v1/jobs", Some(&key), body)
-                    .is_none()
-                {
-                    clients.send(nth + 1, "POST", "/api/v1/jobs", Some(&key), body);
-                }
+                // A client sends it: an interface may be away, and the next fault does not wait for it.
+                let _ = self.collections.send(grace);
                 None
             }
             Fault::Elsewhere => {
@@ -402,12 +395,13 @@ fn elsewhere(fleet: &Fleet<'_>) -> Result<JoinHandle<()>> {
 fn weather(
     fleet: &mut Fleet<'_>,
     clients: &Clients,
-    storm: &mut Storm<'_>,
+    plan: &Plan,
     word: &str,
     copies: &str,
     say: &dyn Fn(&str),
 ) -> Result<bool> {
-    let plan = storm.plan;
+    let (sender, collections) = mpsc::channel();
+    let mut storm = Storm::new(plan, sender);
     let wishes = Wishes {
         ledger: fleet.ledger.clone(),
         restored: fleet.path("restored"),
@@ -417,20 +411,30 @@ fn weather(
         rates: plan.rates,
     };
     let busy = fleet.path("busy.sqlite");
-    std::thread::scope(|scope| {
+    let others = std::thread::scope(|scope| {
         for nth in 0..CLIENTS {
             let wishes = &wishes;
             scope.spawn(move || clients.work(plan.seed, nth, wishes));
         }
+        scope.spawn(move || {
+            for (nth, grace) in collections.iter().enumerate() {
+                let job = json!({"kind": "collect", "arguments": {"grace_seconds": grace}});
+                clients.submit(nth, &format!("collect-{}-{nth}", plan.seed), false, &job);
+            }
+        });
         scope.spawn(|| load::keep_busy(&busy, plan.seed, &clients.stop));
-        let outcome = blow(fleet, clients, storm, say);
+        let outcome = blow(fleet, &mut storm, say);
         clients.stop.store(true, Ordering::Relaxed);
         // Mended before the clients are waited for: they try until they are answered.
-        let mended = mend(fleet, storm);
-        outcome.and(mended)
-    })?;
-    let was_elsewhere = !storm.elsewhere.is_empty();
-    for other in storm.elsewhere.drain(..) {
+        let mended = mend(fleet, &mut storm);
+        // The last collection was asked for.
+        let others = storm.elsewhere;
+        drop(storm.collections);
+        outcome.and(mended).map(|()| others)
+    });
+    let others = others?;
+    let was_elsewhere = !others.is_empty();
+    for other in others {
         other
             .join()
             .expect("the other fleet's thread does not panic");
@@ -438,12 +442,7 @@ fn weather(
     Ok(was_elsewhere)
 }
 
-fn blow(
-    fleet: &mut Fleet<'_>,
-    clients: &Clients,
-    storm: &mut Storm<'_>,
-    say: &dyn Fn(&str),
-) -> Result<()> {
+fn blow(fleet: &mut Fleet<'_>, storm: &mut Storm<'_>, say: &dyn Fn(&str)) -> Result<()> {
     let plan = storm.plan;
     let began = Instant::now();
     let mut told = 0;
@@ -455,7 +454,7 @@ fn blow(
         {
             say(&timed.fault.to_string());
             storm.next += 1;
-            storm.begin(fleet, clients, timed)?;
+            storm.begin(fleet, timed)?;
         }
         let now = Instant::now();
         let over: Vec<Undo> = storm
