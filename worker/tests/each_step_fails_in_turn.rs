@@ -24,8 +24,8 @@ use fettler_ledger::{
     BackupFilter, ClaimRequest, ClaimedBatch, Idempotency, Ledger, LedgerOptions, StepFate, Steps,
 };
 use fettler_model::{
-    BackupId, DatabaseId, JobId, JobRequest, JobState, Problem, ProofVerdict, Scope,
-    Secret, SecretReference, TenantId,
+    BackupId, DatabaseId, JobId, JobRequest, JobState, Problem, ProofVerdict, Scope, Secret,
+    SecretReference, TenantId,
 };
 use fettler_models::replay::{History, replay};
 use fettler_queue::{Arrivals, LedgerQueue, Queue, QueueError, WireItem};
@@ -203,10 +203,7 @@ impl ObjectStore for StepStore {
         }
     }
 
-    fn list(
-        &self,
-        prefix: Option<&Path>,
-    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
         if self.fate("list", prefix) == StepFate::GoesOn {
             self.inner.list(prefix)
         } else {
@@ -214,10 +211,7 @@ impl ObjectStore for StepStore {
         }
     }
 
-    async fn list_with_delimiter(
-        &self,
-        prefix: Option<&Path>,
-    ) -> object_store::Result<ListResult> {
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
         self.inner.list_with_delimiter(prefix).await
     }
 
@@ -488,7 +482,10 @@ impl World {
         }
         let deadline = Instant::now() + PATIENCE;
         while !ledger.orphaned_artefacts(10).await.unwrap().is_empty() {
-            assert!(Instant::now() < deadline, "{what}: something was left outside");
+            assert!(
+                Instant::now() < deadline,
+                "{what}: something was left outside"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         for limit in ledger.limits().await.unwrap() {
@@ -511,13 +508,13 @@ impl World {
                 .unwrap();
             assert!(report.is_ok(), "{what}: {report:?}");
         }
-        let complete = ledger
-            .backups(&BackupFilter::default())
-            .await
-            .unwrap();
+        let complete = ledger.backups(&BackupFilter::default()).await.unwrap();
         for record in &complete {
             assert!(
-                listed.backups.iter().any(|backup| backup.id == record.facts.id),
+                listed
+                    .backups
+                    .iter()
+                    .any(|backup| backup.id == record.facts.id),
                 "{what}: the catalogue lists a backup that is not there"
             );
         }
@@ -597,7 +594,9 @@ impl Scenario {
             Self::Prove => {
                 let backups = world.repository.backups().await.unwrap().backups;
                 let known = world.fixture.ledger.backup(backups[0].id).await.unwrap();
-                let proof = known.last_proof.unwrap_or_else(|| panic!("{what}: no proof"));
+                let proof = known
+                    .last_proof
+                    .unwrap_or_else(|| panic!("{what}: no proof"));
                 assert_eq!(proof.verdict, ProofVerdict::Proven, "{what}");
             }
             Self::Collect => {
@@ -648,7 +647,10 @@ impl Scenario {
             .collect()
             .await;
         let bit = bits.iter().filter(|bit| **bit).count();
-        println!("{self:?}: {} kinds of steps, {planned} runs, {bit} in which the fault bit", counts.len());
+        println!(
+            "{self:?}: {} kinds of steps, {planned} runs, {bit} in which the fault bit",
+            counts.len()
+        );
         // What a worker does beside the job may come sooner or later; what the job does comes each time.
         assert!(bit * 10 >= planned * 9, "{bit} of {planned} faults bit");
         assert!(planned > 30, "{counts:#?}");

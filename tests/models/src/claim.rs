@@ -228,7 +228,11 @@ impl Model for Claims {
                 Claim::Decided(..) => steps.extend([Step::Write(worker), Step::Die(worker)]),
             }
         }
-        steps.extend((0..JOBS.len()).filter(|job| state.attempts[*job] > 0).map(Step::End));
+        steps.extend(
+            (0..JOBS.len())
+                .filter(|job| state.attempts[*job] > 0)
+                .map(Step::End),
+        );
     }
 
     fn next_state(&self, before: &State, step: Step) -> Option<State> {

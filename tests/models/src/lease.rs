@@ -202,9 +202,7 @@ impl Leases {
             && state.row.running.is_some()
             && state.row.lease_until < state.now
             && (!self.waits_after_outage
-                || state
-                    .away_at
-                    .is_none_or(|away| state.now - away >= LEASE))
+                || state.away_at.is_none_or(|away| state.now - away >= LEASE))
     }
 }
 
@@ -252,10 +250,8 @@ impl Model for Leases {
         if state.now < LAST && !Self::must_beat(state) {
             steps.push(Step::Tick);
         }
-        let claimable = state.up
-            && state.row.running.is_none()
-            && !state.row.ended
-            && state.drawn < ATTEMPTS;
+        let claimable =
+            state.up && state.row.running.is_none() && !state.row.ended && state.drawn < ATTEMPTS;
         for (number, worker) in state.workers.iter().enumerate() {
             if worker.stopped {
                 steps.push(Step::Continue(number));
@@ -420,9 +416,10 @@ impl Model for Leases {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("P2: what a superseded attempt writes is refused", |_, state: &State| {
-                !state.stale_write
-            }),
+            Property::always(
+                "P2: what a superseded attempt writes is refused",
+                |_, state: &State| !state.stale_write,
+            ),
             Property::always(
                 "P2: no effect of an older attempt comes after one of a newer",
                 |_, state: &State| !state.stale_effect,
@@ -439,9 +436,10 @@ impl Model for Leases {
                         })
                 },
             ),
-            Property::always("rule 5: a worker that lives is not robbed", |_, state: &State| {
-                !state.robbed
-            }),
+            Property::always(
+                "rule 5: a worker that lives is not robbed",
+                |_, state: &State| !state.robbed,
+            ),
             Property::sometimes("the job ends", |_, state: &State| state.row.ended),
         ]
     }
@@ -492,7 +490,8 @@ mod tests {
             fence: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery("P2: what a superseded attempt writes is refused");
+        explore_until_a_fault(broken)
+            .assert_any_discovery("P2: what a superseded attempt writes is refused");
     }
 
     #[test]
@@ -502,9 +501,8 @@ mod tests {
             target_keeps_token: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery(
-            "P2: no effect of an older attempt comes after one of a newer",
-        );
+        explore_until_a_fault(broken)
+            .assert_any_discovery("P2: no effect of an older attempt comes after one of a newer");
     }
 
     #[test]
@@ -514,7 +512,8 @@ mod tests {
             random_part: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery("P2: what a superseded attempt writes is refused");
+        explore_until_a_fault(broken)
+            .assert_any_discovery("P2: what a superseded attempt writes is refused");
     }
 
     #[test]
@@ -535,6 +534,7 @@ mod tests {
             waits_after_outage: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery("rule 5: a worker that lives is not robbed");
+        explore_until_a_fault(broken)
+            .assert_any_discovery("rule 5: a worker that lives is not robbed");
     }
 }

@@ -163,7 +163,11 @@ pub fn replay(history: &History) -> Result<Replayed, Refused> {
     };
     let known: HashSet<JobId> = history.jobs.iter().map(|job| job.job.id).collect();
     if let Some(lost) = history.accepted.iter().find(|job| !known.contains(job)) {
-        return refused("P1", *lost, "the job was accepted, and the ledger does not know it");
+        return refused(
+            "P1",
+            *lost,
+            "the job was accepted, and the ledger does not know it",
+        );
     }
     for job in &history.jobs {
         check_job(job, history.slack)?;
@@ -192,7 +196,11 @@ fn check_job(history: &JobHistory, slack: Duration) -> Result<(), Refused> {
     if attempts.len() != job.attempt as usize
         && !(job.state == JobState::Queued && attempts.len() <= job.attempt as usize)
     {
-        let what = format!("{} attempts were made and {} are known", job.attempt, attempts.len());
+        let what = format!(
+            "{} attempts were made and {} are known",
+            job.attempt,
+            attempts.len()
+        );
         return refused("P2", id, what);
     }
     let mut before: Option<&AttemptRecord> = None;
@@ -203,7 +211,11 @@ fn check_job(history: &JobHistory, slack: Duration) -> Result<(), Refused> {
             return refused("rule 2", id, what);
         }
         if attempt.started.plus(slack) < job.submitted {
-            return refused("P2", id, format!("attempt {number} started before the job was submitted"));
+            return refused(
+                "P2",
+                id,
+                format!("attempt {number} started before the job was submitted"),
+            );
         }
         if let Some(before) = before {
             match (before.outcome, before.ended) {
@@ -217,7 +229,8 @@ fn check_job(history: &JobHistory, slack: Duration) -> Result<(), Refused> {
                     Some(ended),
                 ) => {
                     if attempt.started.plus(slack) < ended {
-                        let what = format!("attempt {number} started before the one before had ended");
+                        let what =
+                            format!("attempt {number} started before the one before had ended");
                         return refused("P2", id, what);
                     }
                 }
@@ -227,11 +240,19 @@ fn check_job(history: &JobHistory, slack: Duration) -> Result<(), Refused> {
                 }
             }
             if before.outcome == Some(AttemptOutcome::Failed) && tries >= job.max_tries {
-                return refused("rule 2", id, "it was tried again though its tries were spent");
+                return refused(
+                    "rule 2",
+                    id,
+                    "it was tried again though its tries were spent",
+                );
             }
         }
         if attempt.ended.is_some_and(|ended| ended < attempt.started) {
-            return refused("P2", id, format!("attempt {number} ended before it started"));
+            return refused(
+                "P2",
+                id,
+                format!("attempt {number} ended before it started"),
+            );
         }
         if attempt.outcome == Some(AttemptOutcome::Failed) {
             tries += 1;
@@ -259,17 +280,27 @@ fn check_job(history: &JobHistory, slack: Duration) -> Result<(), Refused> {
         ),
     };
     if !fits {
-        let what = format!("the job is {} and its last attempt ended as {last:?}", job.state);
+        let what = format!(
+            "the job is {} and its last attempt ended as {last:?}",
+            job.state
+        );
         return refused("P1", id, what);
     }
     let expired_while_failing =
         job.state == JobState::Expired && last == Some(AttemptOutcome::Failed);
     if job.tries != tries && !(expired_while_failing && job.tries + 1 == tries) {
-        let what = format!("{} tries were counted and {tries} attempts failed", job.tries);
+        let what = format!(
+            "{} tries were counted and {tries} attempts failed",
+            job.tries
+        );
         return refused("rule 2", id, what);
     }
     if job.lost as usize != count(history, AttemptOutcome::Lost) {
-        return refused("rule 2", id, "the count of lost attempts is not that of its attempts");
+        return refused(
+            "rule 2",
+            id,
+            "the count of lost attempts is not that of its attempts",
+        );
     }
     Ok(())
 }
@@ -332,11 +363,17 @@ fn check_events(history: &History) -> Result<(), Refused> {
             .attempts
             .iter()
             .rev()
-            .skip(usize::from(job.state.is_final() && ended_by_attempt(history)))
+            .skip(usize::from(
+                job.state.is_final() && ended_by_attempt(history),
+            ))
             .filter(|attempt| attempt.outcome == Some(AttemptOutcome::Lost))
             .count();
         if lost.get(&job.id).copied().unwrap_or(0) != went_back {
-            return refused("rule 10", job.id, "its events do not tell of each lost attempt");
+            return refused(
+                "rule 10",
+                job.id,
+                "its events do not tell of each lost attempt",
+            );
         }
     }
     Ok(())
@@ -354,7 +391,11 @@ fn check_ticks(history: &History) -> Result<(), Refused> {
     let mut made: HashMap<JobId, Timestamp> = HashMap::new();
     for tick in &history.ticks {
         if !decided.insert((tick.policy, tick.due)) {
-            return refused("rule 18", None, format!("the due time {} was decided twice", tick.due));
+            return refused(
+                "rule 18",
+                None,
+                format!("the due time {} was decided twice", tick.due),
+            );
         }
         if let TickOutcome::Job { job } = tick.outcome
             && let Some(other) = made.insert(job, tick.due)
@@ -367,9 +408,16 @@ fn check_ticks(history: &History) -> Result<(), Refused> {
     for job in &history.jobs {
         let job = &job.job;
         let of_a_tick = job.retry_of.is_none()
-            && job.terms.policy.is_some_and(|policy| policies.contains(&policy));
+            && job
+                .terms
+                .policy
+                .is_some_and(|policy| policies.contains(&policy));
         if of_a_tick && !made.contains_key(&job.id) {
-            return refused("rule 18", job.id, "its policy made it, and no due time names it");
+            return refused(
+                "rule 18",
+                job.id,
+                "its policy made it, and no due time names it",
+            );
         }
     }
     Ok(())
@@ -423,7 +471,12 @@ impl Rows<'_> {
             self.limits
                 .get(name)
                 .filter(|(most, running)| running >= most)
-                .map(|(most, _)| ("rule 3", format!("more than {most} ran at once under the limit {name}")))
+                .map(|(most, _)| {
+                    (
+                        "rule 3",
+                        format!("more than {most} ran at once under the limit {name}"),
+                    )
+                })
         })
     }
 
@@ -478,14 +531,20 @@ fn run(history: &History) -> Result<usize, Refused> {
             .iter()
             .map(|limit| (limit.scope.to_string(), (limit.most, 0)))
             .collect(),
-        of: history.jobs.iter().map(|job| (job.job.id, &job.job)).collect(),
+        of: history
+            .jobs
+            .iter()
+            .map(|job| (job.job.id, &job.job))
+            .collect(),
     };
     // Claims that wait for an end, and ends that wait for their own claim.
     let mut claims: Vec<(Timestamp, JobId, AttemptToken)> = Vec::new();
     let mut ends: Vec<(JobId, AttemptToken)> = Vec::new();
     let mut waited = 0;
     for (at, step, job, token) in steps {
-        if let Some((_, late, _)) = claims.iter().find(|(since, ..)| since.plus(history.slack) < at)
+        if let Some((_, late, _)) = claims
+            .iter()
+            .find(|(since, ..)| since.plus(history.slack) < at)
         {
             let (promise, what) = rows
                 .against(*late)

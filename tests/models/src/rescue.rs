@@ -361,16 +361,19 @@ impl Model for Rescues {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("P1: an accepted job is never stuck", |model, state: &State| {
-                let mut steps = Vec::new();
-                model.actions(state, &mut steps);
-                // The wire losing everything, or somebody cancelling, is no help to count on.
-                steps.retain(|step| !matches!(step, Step::Flush | Step::Cancel(_)));
-                !steps.is_empty()
-                    || state.jobs.iter().all(|job| {
-                        matches!(job.place, Place::Succeeded | Place::Cancelled | Place::Dead)
-                    })
-            }),
+            Property::always(
+                "P1: an accepted job is never stuck",
+                |model, state: &State| {
+                    let mut steps = Vec::new();
+                    model.actions(state, &mut steps);
+                    // The wire losing everything, or somebody cancelling, is no help to count on.
+                    steps.retain(|step| !matches!(step, Step::Flush | Step::Cancel(_)));
+                    !steps.is_empty()
+                        || state.jobs.iter().all(|job| {
+                            matches!(job.place, Place::Succeeded | Place::Cancelled | Place::Dead)
+                        })
+                },
+            ),
             Property::always("P2: a job runs in one place", |_, state: &State| {
                 (0..JOBS).all(|job| {
                     state
@@ -464,7 +467,8 @@ mod tests {
             loss_spends_no_try: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery("rule 2: a job is dead only by its own failures");
+        explore_until_a_fault(broken)
+            .assert_any_discovery("rule 2: a job is dead only by its own failures");
     }
 
     #[test]

@@ -233,9 +233,10 @@ impl Model for Ticks {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("rule 18: a due time has one job at most", |_, state: &State| {
-                state.jobs.iter().all(|jobs| *jobs <= 1)
-            }),
+            Property::always(
+                "rule 18: a due time has one job at most",
+                |_, state: &State| state.jobs.iter().all(|jobs| *jobs <= 1),
+            ),
             Property::always(
                 "rule 18: no due time is passed over without an outcome",
                 |_, state: &State| !state.lost,
@@ -284,7 +285,8 @@ mod tests {
             unique_row: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery("rule 18: a due time has one job at most");
+        explore_until_a_fault(broken)
+            .assert_any_discovery("rule 18: a due time has one job at most");
     }
 
     #[test]
@@ -293,7 +295,8 @@ mod tests {
             one_transaction: false,
             ..AS_BUILT
         };
-        explore_until_a_fault(broken).assert_any_discovery("rule 18: a due time has one job at most");
+        explore_until_a_fault(broken)
+            .assert_any_discovery("rule 18: a due time has one job at most");
     }
 
     #[test]

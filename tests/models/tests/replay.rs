@@ -1,6 +1,10 @@
 //! Histories that real ledgers made under concurrency are accepted; the same histories, doctored, are not.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "in a test, a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "in a test, a panic is the report"
+)]
 
 use std::{
     collections::BTreeMap,
