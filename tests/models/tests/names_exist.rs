@@ -67,7 +67,10 @@ fn every_test_that_the_page_of_promises_names_exists() {
     assert!(paths.len() > 40, "{paths:?}");
     for (path, test) in paths {
         let there = root.join(&path);
-        assert!(there.exists(), "docs/promises.md names {path}, which is not there");
+        assert!(
+            there.exists(),
+            "docs/promises.md names {path}, which is not there"
+        );
         if let Some(test) = test {
             let source = fs::read_to_string(&there).unwrap();
             assert!(
