@@ -94,12 +94,12 @@ impl Faults {
         (std::mem::take(&mut state.counts), state.bit)
     }
 
-    fn fate(&self, step: String) -> StepFate {
+    fn fate(&self, step: &str) -> StepFate {
         let mut state = self.state.lock().unwrap();
         if !state.armed {
             return StepFate::GoesOn;
         }
-        let count = state.counts.entry(step.clone()).or_default();
+        let count = state.counts.entry(step.to_owned()).or_default();
         *count += 1;
         let nth = *count;
         match &state.fault {
@@ -136,7 +136,7 @@ impl StepStore {
                 .collect::<Vec<_>>()
                 .join("/")
         });
-        self.faults.fate(format!("store: {what} {folder}"))
+        self.faults.fate(&format!("store: {what} {folder}"))
     }
 
     fn failed() -> StoreError {
@@ -246,7 +246,7 @@ impl StepQueue {
 #[async_trait]
 impl Queue for StepQueue {
     async fn push(&self, items: &[WireItem]) -> Result<(), QueueError> {
-        match self.faults.fate("queue: push".to_owned()) {
+        match self.faults.fate("queue: push") {
             StepFate::Fails => Err(Self::failed()),
             fate => {
                 self.inner.push(items).await?;
@@ -259,7 +259,7 @@ impl Queue for StepQueue {
     }
 
     async fn take(&self, request: &ClaimRequest) -> Result<ClaimedBatch, QueueError> {
-        let fate = self.faults.fate("queue: take".to_owned());
+        let fate = self.faults.fate("queue: take");
         if fate == StepFate::Fails {
             return Err(Self::failed());
         }
@@ -359,7 +359,7 @@ impl World {
             &fixture.url,
             LedgerOptions {
                 steps: Some(Steps::new(move |kind, doing| {
-                    asked.fate(format!("ledger: {kind:?} while {doing}"))
+                    asked.fate(&format!("ledger: {kind:?} while {doing}"))
                 })),
                 ..support::options()
             },
