@@ -47,8 +47,12 @@ fn a_wrong_password_a_role_without_rights_and_a_missing_pg_dump_are_told_apart(
 ) {
     let server = PostgresServer::shared(PgMajor::V15);
     let source = server.create_database("guarded").unwrap();
+    // Roles are the server's, and other tests work on it too.
+    let guest = format!("guest_of_{}", source.name());
     source
-        .psql("CREATE TABLE t (n int); CREATE ROLE guest_of_fettler LOGIN PASSWORD 'g'")
+        .psql(&format!(
+            "CREATE TABLE t (n int); CREATE ROLE {guest} LOGIN PASSWORD 'g'"
+        ))
         .unwrap();
     let fettler =
         Installation::of_size(size).with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
@@ -60,10 +64,7 @@ fn a_wrong_password_a_role_without_rights_and_a_missing_pg_dump_are_told_apart(
     assert_tells(&error, &["password"]);
     assert!(!error.to_string().contains("not-it"), "P9: {error:#}");
 
-    let error = error_of(
-        &fettler,
-        &["backup", &source.url_as("guest_of_fettler", "g")],
-    );
+    let error = error_of(&fettler, &["backup", &source.url_as(&guest, "g")]);
     assert_tells(&error, &["pg_read_all_data"]);
 
     let empty = fettler.path("no-programs");
