@@ -20,8 +20,9 @@ const SMALL_JOBS_A_BACKUP: usize = 500;
 const ONE_BY_ONE: usize = 100;
 /// Jobs of the tenant that has very many, in every run of the tests; set `FETTLER_TEST_FLOOD` for more, beside 99 others.
 const FLOOD: usize = 4_000;
-/// A wait that is no wait: a few milliseconds of a machine that does many things at once are not judged.
-const LOOK_SECONDS: f64 = 0.05;
+/// What is not judged: alone, jobs find an idle fleet and wait for next to nothing; beside the flood, all slots are taken, and a job waits for
+/// those that run and were prefetched. Behind the flood they would wait for seconds, or minutes at full size.
+const RUNNING_SECONDS: f64 = 0.5;
 /// The most rows of a batch.
 const BATCH: usize = 1_000;
 
@@ -261,7 +262,7 @@ fn rule_16_tenants_with_few_jobs_hardly_wait_for_one_with_very_many_whose_rest_i
     );
     assert!(left > 0, "the flood had ended before: {beside} s");
     assert!(
-        beside <= 2.0 * alone + LOOK_SECONDS,
+        beside <= 2.0 * alone + RUNNING_SECONDS,
         "{beside} s beside the flood, {alone} s alone"
     );
 
