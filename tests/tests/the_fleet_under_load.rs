@@ -23,6 +23,8 @@ const FLOOD: usize = 4_000;
 /// What is not judged: alone, jobs find an idle fleet and wait for next to nothing; beside the flood, all slots are taken, and a job waits for
 /// those that run and were prefetched. Behind the flood they would wait for seconds, or minutes at full size.
 const RUNNING_SECONDS: f64 = 0.5;
+/// How often a cancellation of very many is repeated.
+const MOST_CANCELLATIONS: usize = 20;
 /// The most rows of a batch.
 const BATCH: usize = 1_000;
 
@@ -273,8 +275,14 @@ fn rule_16_tenants_with_few_jobs_hardly_wait_for_one_with_very_many_whose_rest_i
     };
     let (status, answer) = cancel(true);
     assert_eq!(status, 200, "{answer}");
-    let (status, answer) = cancel(false);
-    assert_eq!(status, 200, "{answer}");
+    // Very many take longer than an answer may: what was cancelled stays so, and the same request goes on.
+    let (mut status, mut answer) = cancel(false);
+    let mut asked = 1;
+    while status == 503 && asked < MOST_CANCELLATIONS {
+        (status, answer) = cancel(false);
+        asked += 1;
+    }
+    assert_eq!(status, 200, "asked {asked} times: {answer}");
     wait_until("nothing is left", Duration::from_secs(120), || {
         count("SELECT count(*) FROM job") == 0
     })
