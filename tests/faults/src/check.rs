@@ -410,9 +410,13 @@ pub fn secrets(fleet: &Fleet<'_>, findings: &mut Findings) -> Result<()> {
     let bytes: Option<Vec<u8>> = (0..digits.len() / 2)
         .map(|n| u8::from_str_radix(digits.get(2 * n..2 * n + 2)?, 16).ok())
         .collect();
+    // Without them nothing would be looked for.
+    let bytes = bytes
+        .filter(|bytes| !bytes.is_empty())
+        .ok_or_else(|| Trouble::unreadable("the key file", "it does not end in hex digits"))?;
     secrets.push(Secret {
         name: "the key's bytes",
-        bytes: bytes.unwrap_or_default(),
+        bytes,
     });
     let mut look = |place: &str, bytes: &[u8]| {
         for name in scan::found(&secrets, bytes) {
