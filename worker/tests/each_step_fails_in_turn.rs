@@ -7,6 +7,8 @@
 //! a run of the models, every backup that is listed verifies, what a backup needs is there, no slot is held and
 //! nothing is left outside.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 mod support;
 
 use std::{

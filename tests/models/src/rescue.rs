@@ -217,7 +217,7 @@ impl Model for Rescues {
             {
                 steps.push(Step::Cancel(number));
             }
-            if (job.recorded || job.made) && !state.is_running(number) && job.recorded {
+            if job.recorded && !state.is_running(number) {
                 steps.push(Step::Tidy(number));
             }
         }
@@ -245,11 +245,7 @@ impl Model for Rescues {
                     if first {
                         steps.push(Step::Record(number));
                     }
-                    let may_make = if self.records_before_making {
-                        job.recorded
-                    } else {
-                        true
-                    };
+                    let may_make = !self.records_before_making || job.recorded;
                     if may_make && !job.made {
                         steps.push(Step::Make(number));
                     }
