@@ -290,6 +290,7 @@ pub(crate) fn timing(app: &App) -> Timing {
         lease: seconds(worker.lease_seconds),
         heartbeat: seconds(worker.heartbeat_seconds),
         drain: seconds(worker.drain_seconds),
+        stall: (worker.stall_minutes > 0).then(|| seconds(worker.stall_minutes * 60)),
         ..Timing::default()
     }
 }

@@ -135,6 +135,10 @@ pub struct WorkerSettings {
     /// How often a worker renews its leases; at most half of `lease_seconds`.
     #[schemars(range(min = 1, max = 1800))]
     pub heartbeat_seconds: u32,
+    /// A job that gives no sign of life for so many minutes has stalled: it is stopped and tried again. Zero lets
+    /// jobs wait for ever.
+    #[schemars(range(min = 0, max = 10_080))]
+    pub stall_minutes: u32,
     /// How many connections a job opens to a database at once.
     #[schemars(range(min = 1, max = 64))]
     pub parallel: u32,
@@ -158,6 +162,7 @@ impl Default for WorkerSettings {
             short_slots: 16,
             lease_seconds: 30,
             heartbeat_seconds: 10,
+            stall_minutes: 30,
             parallel: 4,
             cpu_threads: None,
             drain_seconds: 30,
@@ -184,6 +189,10 @@ pub struct SchedulerSettings {
     /// A policy that is overdue by so much is reported as silent.
     #[schemars(range(min = 10, max = 86_400))]
     pub silent_after_seconds: u32,
+    /// A reference, `env:NAME` or `file:PATH`, to a URL that the leading scheduler asks every minute while it does
+    /// its work: whoever watches it there notices that the whole fleet is gone.
+    #[schemars(extend("x-check" = "secret_reference"))]
+    pub heartbeat_url: Option<SecretReference>,
 }
 
 impl Default for SchedulerSettings {
@@ -194,6 +203,7 @@ impl Default for SchedulerSettings {
             history_days: 90,
             history_megabytes: 1024,
             silent_after_seconds: 300,
+            heartbeat_url: None,
         }
     }
 }

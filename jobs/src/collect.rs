@@ -72,13 +72,16 @@ impl JobKind for Collect {
         context
             .progress
             .begin("looking for what nobody needs", 0, 0);
-        let report = repository
-            .collect(&CollectOptions {
-                grace,
-                dry_run: arguments.dry_run,
-                stop: context.stopping.token().clone(),
-                fence: context.repository_fence(),
-            })
+        let options = CollectOptions {
+            grace,
+            dry_run: arguments.dry_run,
+            stop: context.stopping.token().clone(),
+            fence: context.repository_fence(),
+        };
+        // Many small requests, each of which has a time of its own.
+        let report = context
+            .progress
+            .while_waiting(repository.collect(&options))
             .await
             .map_err(|error| context.problem_of_store(error))?;
         Ok(CollectOutput {

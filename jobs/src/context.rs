@@ -69,6 +69,8 @@ pub enum StopReason {
     TimedOut,
     /// The job's maintenance window has closed; the job goes back to the queue.
     WindowClosed,
+    /// The attempt gave no sign of life for too long.
+    Stalled,
 }
 
 /// The request to stop, and why.
@@ -106,6 +108,11 @@ impl Stopping {
                 "job.timeout",
                 "the attempt ran longer than its job allows",
                 "see in the job's log what took so long, or allow more (`--timeout`)",
+            ),
+            Some(StopReason::Stalled) => Problem::transient(
+                "job.stalled",
+                "the attempt made no progress for longer than a worker waits",
+                "see in the job's log what it was at; where such waits are usual, allow more (`worker.stall_minutes`)",
             ),
             Some(StopReason::WindowClosed) => Problem::new(
                 fettler_model::ErrorClass::Interrupted,

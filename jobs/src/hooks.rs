@@ -83,7 +83,8 @@ impl Hooks {
             (out + &err, status)
         };
         let (printed, status) = tokio::select! {
-            ended = tokio::time::timeout(limit, work) => ended.map_err(|_| {
+            // It has a time of its own.
+            ended = context.progress.while_waiting(tokio::time::timeout(limit, work)) => ended.map_err(|_| {
                 failed(format!("did not end within {} s and was stopped", limit.as_secs()))
             })?,
             () = context.stopping.token().cancelled() => return Err(context.stopping.problem()),

@@ -186,3 +186,15 @@ fn zone_of(name: Option<&str>) -> Result<TimeZone, Problem> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backup;
+
+    #[test]
+    fn p8_retention_excludes_what_a_backup_excludes() {
+        assert_eq!(Retention::EXCLUSION, Backup::EXCLUSION);
+        assert!(Retention::EXCLUSION.excludes(Backup::EXCLUSION));
+    }
+}

@@ -2,13 +2,21 @@
 //! database. What is found damaged is never taken over by a later backup, and the backup loses
 //! `complete` (rule 24).
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
 use async_trait::async_trait;
 use fettler_model::{BackupId, BackupState, ExclusionClass, Problem, SlotClass};
-use fettler_repository::{Damage, Depth, TenantRepository};
+use fettler_repository::{Damage, Depth, TenantRepository, Verified};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{BackupPlace, JobContext, JobKind};
+
+/// How often it is saved what was found sound: so much is read again at most by the next attempt.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 
 /// The kind.
 #[derive(Debug, Clone, Copy)]
@@ -94,14 +102,17 @@ impl JobKind for Verify {
             .repository(&context.job.tenant, &arguments.place)
             .await?;
         context.progress.begin("reading stored bytes", 0, 0);
-        let report = repository
-            .verify(
-                arguments.backup,
-                depth,
-                &mut |bytes| context.progress.add(bytes, 0),
-                context.stopping.token(),
-            )
-            .await
+        let verified = Mutex::new(verified_before(context).await?);
+        let mut count = |bytes| context.progress.add(bytes, 0);
+        let work = repository.verify_on(
+            arguments.backup,
+            depth,
+            &verified,
+            &mut count,
+            context.stopping.token(),
+        );
+        let report = saving(context, &verified, work)
+            .await?
             .map_err(|error| context.problem_of_store(error))?;
         context
             .fence
@@ -118,6 +129,61 @@ impl JobKind for Verify {
             damaged: report.damaged.into_iter().map(Into::into).collect(),
         })
     }
+}
+
+/// What earlier attempts found sound. A checkpoint that cannot be read is as good as none.
+async fn verified_before(context: &JobContext) -> Result<Verified, Problem> {
+    let saved = context
+        .checkpoints
+        .load()
+        .await
+        .map_err(|error| context.problem(error))?;
+    let verified: Verified = saved
+        .and_then(|saved| serde_json::from_value(saved).ok())
+        .unwrap_or_default();
+    if verified.bytes() > 0 {
+        let line = format!(
+            "{} bytes were verified by an earlier attempt",
+            verified.bytes()
+        );
+        context.ledger.log(&line).await;
+        context.progress.add(verified.bytes(), 0);
+    }
+    Ok(verified)
+}
+
+/// Does the work and saves now and then, and at its end, what was found sound (P3).
+async fn saving<T, E>(
+    context: &JobContext,
+    verified: &Mutex<Verified>,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<Result<T, E>, Problem> {
+    let mut work = std::pin::pin!(work);
+    let mut every = tokio::time::interval(CHECKPOINT_EVERY);
+    every.tick().await;
+    loop {
+        tokio::select! {
+            ended = &mut work => {
+                if ended.is_err() {
+                    save(context, verified).await?;
+                }
+                return Ok(ended);
+            }
+            _ = every.tick() => save(context, verified).await?,
+        }
+    }
+}
+
+async fn save(context: &JobContext, verified: &Mutex<Verified>) -> Result<(), Problem> {
+    let saved = {
+        let verified = verified.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::to_value(&*verified).expect("names and numbers can be written")
+    };
+    context
+        .checkpoints
+        .save(saved)
+        .await
+        .map_err(|error| context.problem(error))
 }
 
 /// Damage in one backup harms every backup that names the same packs: all of them lose `complete`.

@@ -22,6 +22,7 @@ mod pages;
 mod policies;
 mod records;
 mod row;
+mod silences;
 mod steps;
 mod store;
 mod tenancy;
@@ -31,6 +32,7 @@ mod wake;
 pub use error::LedgerError;
 pub use ledger::{Ledger, LedgerOptions};
 pub use records::*;
+pub use silences::{Silence, SilenceChange, SilenceKind};
 pub use steps::{StepFate, StepKind, Steps};
 pub use wake::Wakeups;
 

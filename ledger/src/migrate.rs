@@ -15,6 +15,7 @@ const STEPS: &[&str] = &[
     include_str!("../migrations/0001_first.sql"),
     include_str!("../migrations/0002_limits.sql"),
     include_str!("../migrations/0003_tokens.sql"),
+    include_str!("../migrations/0004_silences.sql"),
 ];
 
 const DOING: &str = "bringing its schema up to date";

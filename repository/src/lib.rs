@@ -40,7 +40,7 @@ pub use reader::BackupReader;
 pub use retention::{Candidate, KeepReason, Kept, RetentionPlan, plan_retention};
 pub use slots::{KeySlot, KeySlotKind, PassphraseCost, Unlock, create_key_file};
 pub use tenant::{Statistics, TenantRepository};
-pub use verify::{CheckReport, Depth, VerifyReport};
+pub use verify::{CheckReport, Depth, Verified, VerifyReport};
 pub use writer::{
     BackupWriter, BeginBackup, Begun, Chunking, Committed, Counters, ManifestBody, Parent,
     StreamEnd, StreamWriter,

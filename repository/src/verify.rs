@@ -1,12 +1,15 @@
 //! Looking whether what was stored is still there and still what was stored: one backup, or everything.
 //! What is found damaged is recorded, so that no later backup inherits it (rule 24).
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use fettler_model::BackupId;
 use futures::{StreamExt, TryStreamExt};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -58,6 +61,23 @@ impl VerifyReport {
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.damaged.is_empty()
+    }
+}
+
+/// What a verification of a backup has read and found sound: another attempt reads the rest (P3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// The names of the packs.
+    packs: BTreeSet<String>,
+    /// The bytes in them.
+    bytes: u64,
+}
+
+impl Verified {
+    /// The bytes that need not be read again.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 
@@ -120,6 +140,24 @@ impl TenantRepository {
         progress: &mut (dyn FnMut(u64) + Send),
         stop: &CancellationToken,
     ) -> Result<VerifyReport, RepositoryError> {
+        let nothing = Mutex::default();
+        self.verify_on(id, depth, &nothing, progress, stop).await
+    }
+
+    /// The same, going on from what was found sound before; what is found sound now is added to it. The report counts
+    /// both.
+    ///
+    /// # Errors
+    ///
+    /// As [`TenantRepository::verify`].
+    pub async fn verify_on(
+        &self,
+        id: BackupId,
+        depth: Depth,
+        verified: &Mutex<Verified>,
+        progress: &mut (dyn FnMut(u64) + Send),
+        stop: &CancellationToken,
+    ) -> Result<VerifyReport, RepositoryError> {
         let mut report = VerifyReport {
             backup: id,
             damaged: Vec::new(),
@@ -143,12 +181,30 @@ impl TenantRepository {
         look.expect(&manifest).await?;
         report.packs = look.packs.len() as u64;
         look.listed_sizes();
-        let chosen = look.choose(match depth {
+        let mut chosen = look.choose(match depth {
             Depth::Listing => None,
             Depth::Sample { percent } => Some(percent),
             Depth::Everything => Some(100.0),
         });
-        (report.packs_read, report.bytes_read) = look.read(chosen, progress, stop).await?;
+        {
+            // Of a pack that is not there any more, or that this backup does not need, nothing was verified.
+            let mut verified = verified.lock().unwrap_or_else(PoisonError::into_inner);
+            let (mut packs, mut bytes) = (BTreeSet::new(), 0);
+            chosen.retain(|(name, pack)| {
+                let name = name.to_string();
+                let known = verified.packs.contains(&name);
+                if known {
+                    packs.insert(name);
+                    bytes += pack.bytes;
+                }
+                !known
+            });
+            (report.packs_read, report.bytes_read) = (packs.len() as u64, bytes);
+            *verified = Verified { packs, bytes };
+        }
+        let (packs, bytes) = look.read(chosen, Some(verified), progress, stop).await?;
+        report.packs_read += packs;
+        report.bytes_read += bytes;
         report.damaged = look.finish().await?;
         Ok(report)
     }
@@ -219,7 +275,7 @@ impl TenantRepository {
             .count() as u64;
         look.listed_sizes();
         let chosen = look.choose(read_percent);
-        (report.packs_read, report.bytes_read) = look.read(chosen, progress, stop).await?;
+        (report.packs_read, report.bytes_read) = look.read(chosen, None, progress, stop).await?;
         report.damaged = look.finish().await?;
         let damaged = self.names(Kind::Damage).await?;
         report.incomplete = manifests
@@ -401,6 +457,7 @@ impl<'a> Look<'a> {
     async fn read(
         &mut self,
         chosen: Vec<(ObjectName, ExpectedPack)>,
+        verified: Option<&Mutex<Verified>>,
         progress: &mut (dyn FnMut(u64) + Send),
         stop: &CancellationToken,
     ) -> Result<(u64, u64), RepositoryError> {
@@ -436,6 +493,11 @@ impl<'a> Look<'a> {
             packs += 1;
             total += bytes;
             progress(bytes);
+            if let (Some(verified), true) = (verified, found.is_empty()) {
+                let mut verified = verified.lock().unwrap_or_else(PoisonError::into_inner);
+                verified.packs.insert(name.to_string());
+                verified.bytes += bytes;
+            }
             if let Some((_, what)) = found.first() {
                 self.marks.push((name, what.clone()));
             }

@@ -386,3 +386,35 @@ async fn p5_nothing_stored_shows_plaintext_names_or_equal_content() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_a_verification_that_goes_on_reads_only_what_was_not_found_sound_before() {
+    let (_store, tenant, id, _) = a_repository().await;
+    let everything = fettler_repository::Depth::Everything;
+    let verified = std::sync::Mutex::<fettler_repository::Verified>::default();
+    let stop = CancellationToken::new();
+    let stopped = tenant
+        .verify_on(id, everything, &verified, &mut |_| stop.cancel(), &stop)
+        .await;
+    assert!(matches!(stopped, Err(RepositoryError::Stopped)));
+    let before = verified.lock().unwrap().bytes();
+    assert!(before > 0, "the first pack was verified");
+
+    // As the next attempt finds it, from a checkpoint.
+    let saved = serde_json::to_value(&*verified.lock().unwrap()).unwrap();
+    let verified = std::sync::Mutex::new(serde_json::from_value(saved).unwrap());
+    let mut read = 0;
+    let report = tenant
+        .verify_on(
+            id,
+            everything,
+            &verified,
+            &mut |bytes| read += bytes,
+            &CancellationToken::new(),
+        )
+        .await
+        .unwrap();
+    assert!(report.is_ok());
+    assert_eq!(report.packs_read, report.packs);
+    assert_eq!(read + before, report.bytes_read);
+}

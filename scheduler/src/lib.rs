@@ -22,6 +22,7 @@ use std::{
 
 use fettler_jobs::Registry;
 use fettler_ledger::{Leadership, Ledger, LedgerError, Result as LedgerResult};
+use fettler_model::Secret;
 use fettler_telemetry::metric;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +42,7 @@ const LEAD: &str = "scheduler";
 const RENEWALS: u32 = 3;
 
 /// Settings of a scheduler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SchedulerOptions {
     /// How long the lead holds without renewal: a handover after a crash takes no longer.
     pub lead: Duration,
@@ -51,6 +52,15 @@ pub struct SchedulerOptions {
     pub history_bytes: u64,
     /// A policy that is overdue by this much is reported (P11).
     pub silent_after: Duration,
+    /// How much longer than its policy says a backup may wait for its proof before that is reported.
+    pub proof_late: Duration,
+    /// How often is looked for silence.
+    pub silence_every: Duration,
+    /// What the leader asks while it does its work, so that a fleet that is gone altogether is noticed outside
+    /// (rule 18). Such URLs often hold a key.
+    pub heartbeat_url: Option<Secret>,
+    /// How often it asks.
+    pub heartbeat_every: Duration,
 }
 
 impl Default for SchedulerOptions {
@@ -60,6 +70,10 @@ impl Default for SchedulerOptions {
             history_kept: Duration::from_secs(90 * 24 * 3600),
             history_bytes: 1 << 30,
             silent_after: Duration::from_secs(300),
+            proof_late: Duration::from_secs(6 * 3600),
+            silence_every: Duration::from_secs(15),
+            heartbeat_url: None,
+            heartbeat_every: Duration::from_secs(60),
         }
     }
 }
@@ -207,6 +221,7 @@ impl Scheduler {
         duties.spawn(upkeep::follow_backups(shared()));
         duties.spawn(upkeep::collect_daily(shared()));
         duties.spawn(upkeep::prune_history(shared()));
+        duties.spawn(upkeep::tell_outside(shared()));
         let lost = self.keep_lead(&leadership);
         tokio::select! {
             () = lost => {

@@ -18,6 +18,8 @@ pub const RUNNING: &str = "fettler_worker_running";
 pub const SLOTS: &str = "fettler_worker_slots";
 /// Jobs taken back from workers that vanished, by `kind`.
 pub const TAKEOVERS: &str = "fettler_lease_takeovers_total";
+/// Attempts that gave no sign of life for too long, by `kind`.
+pub const STALLS: &str = "fettler_stalled_attempts_total";
 /// Writes of superseded attempts that the ledger refused, by `what` they were.
 pub const REFUSED_ZOMBIES: &str = "fettler_zombie_writes_refused_total";
 /// Requests to the backups' store, by `operation` and `outcome`. Tries count one each.
@@ -30,6 +32,8 @@ pub const STORE_BYTES: &str = "fettler_store_bytes_total";
 pub const BACKUP_READ: &str = "fettler_backup_read_bytes_total";
 /// Bytes that backups added to the repository, by `tenant`.
 pub const BACKUP_STORED: &str = "fettler_backup_stored_bytes_total";
+/// Heartbeats of the leading scheduler to the URL outside, by `outcome`.
+pub const HEARTBEATS_SENT: &str = "fettler_heartbeats_sent_total";
 /// How late the newest tick was decided.
 pub const SCHEDULER_LAG: &str = "fettler_scheduler_lag_seconds";
 /// Whether this process leads the schedulers.
@@ -89,6 +93,11 @@ fn describe() {
     describe_gauge!(RUNNING, "Attempts that run in this process now");
     describe_gauge!(SLOTS, "Room for attempts in this process");
     describe_counter!(TAKEOVERS, "Jobs taken back from workers that vanished");
+    describe_counter!(STALLS, "Attempts that gave no sign of life for too long");
+    describe_counter!(
+        HEARTBEATS_SENT,
+        "Heartbeats to the URL outside that were taken or not"
+    );
     describe_counter!(
         REFUSED_ZOMBIES,
         "Writes of superseded attempts that the ledger refused"

@@ -34,6 +34,8 @@ const NEWER_VERSION_WAIT: Duration = Duration::from_secs(60);
 const FIRST_REPORT_PAUSE: Duration = Duration::from_millis(50);
 /// The longest of these pauses.
 const LONGEST_REPORT_PAUSE: Duration = Duration::from_secs(2);
+/// So many times within the time of a stall it is looked for signs of life.
+const STALL_LOOKS: u32 = 10;
 /// What the problem of a job that panicked is called.
 const PANICKED: &str = "job.panicked";
 
@@ -154,9 +156,12 @@ impl Attempt {
             ended = &mut task => return self.read_end(ended),
             () = self.stopping.token().cancelled() => {}
             () = self.terms_end() => {}
+            () = self.stalled(shared.timing.stall) => {}
         }
         let grace = match self.stopping.reason() {
-            Some(StopReason::Cancelled | StopReason::TimedOut) => shared.timing.cancel_grace,
+            Some(StopReason::Cancelled | StopReason::TimedOut | StopReason::Stalled) => {
+                shared.timing.cancel_grace
+            }
             Some(StopReason::Superseded) => SUPERSEDED_GRACE,
             _ => shared.timing.drain,
         };
@@ -223,6 +228,33 @@ impl Attempt {
             "the attempt is asked to stop: its terms have ended"
         );
         self.stopping.stop(reason);
+    }
+
+    /// Waits until the attempt has given no sign of life for so long, and asks it to stop.
+    async fn stalled(&self, after: Option<Duration>) {
+        let Some(after) = after else {
+            return std::future::pending().await;
+        };
+        let mut seen = self.progress.pulses();
+        let mut since = Instant::now();
+        loop {
+            tokio::time::sleep(after / STALL_LOOKS).await;
+            let pulses = self.progress.pulses();
+            // While the ledger is away a job waits for it, which is no failure of its own (rule 2).
+            if pulses != seen || self.lease.in_doubt() {
+                seen = pulses;
+                since = Instant::now();
+            } else if since.elapsed() >= after {
+                break;
+            }
+        }
+        metrics::counter!(metric::STALLS, "kind" => self.claimed.job.kind.to_string()).increment(1);
+        tracing::error!(
+            after_seconds = after.as_secs(),
+            doing = ?self.progress.read(),
+            "the attempt stalled: it is asked to stop, and is tried again"
+        );
+        self.stopping.stop(StopReason::Stalled);
     }
 
     fn read_end(&self, ended: Result<Result<Value, Problem>, JoinError>) -> Result<Value, Failure> {
@@ -343,7 +375,9 @@ impl Attempt {
             Some(StopReason::Superseded) => return None,
             Some(StopReason::Cancelled) if passing => Problem::cancelled(),
             Some(StopReason::Interrupted) if passing => Problem::interrupted(),
-            Some(StopReason::TimedOut | StopReason::WindowClosed) if passing => {
+            Some(StopReason::TimedOut | StopReason::WindowClosed | StopReason::Stalled)
+                if passing =>
+            {
                 self.stopping.problem()
             }
             _ => problem,

@@ -75,6 +75,9 @@ pub struct Timing {
     pub drain: Duration,
     /// How long a job may take to stop when it is cancelled.
     pub cancel_grace: Duration,
+    /// An attempt that gives no sign of life for so long has stalled: it is stopped, and tried again. None lets it
+    /// take for ever.
+    pub stall: Option<Duration>,
 }
 
 impl Default for Timing {
@@ -84,6 +87,7 @@ impl Default for Timing {
             heartbeat: Duration::from_secs(10),
             drain: Duration::from_secs(30),
             cancel_grace: Duration::from_secs(30),
+            stall: Some(Duration::from_secs(30 * 60)),
         }
     }
 }

@@ -410,3 +410,34 @@ async fn a_job_whose_window_closes_stops_and_waits_for_the_next_one() {
     );
     worker.drain().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_without_a_sign_of_life_has_stalled_and_is_taken_over_by_the_next() {
+    let fixture = Fixture::new().await;
+    let worker = Running::start(fixture.builder().timing(Timing {
+        stall: Some(Duration::from_millis(500)),
+        ..QUICK
+    }));
+    let job = fixture.submit("slow", Act::Wait).await;
+    let record = fixture.until_final(job).await;
+    assert_eq!((record.state, record.tries), (JobState::Dead, 3));
+    assert_eq!(record.problem.unwrap().code, "job.stalled");
+    let attempts = fixture.ledger.attempts(job).await.unwrap();
+    assert_eq!(attempts.len(), 3, "each next attempt took over");
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_wait_that_gives_signs_of_life_is_no_stall() {
+    let fixture = Fixture::new().await;
+    let stall = Duration::from_millis(2500);
+    let worker = Running::start(fixture.builder().timing(Timing {
+        stall: Some(stall),
+        ..QUICK
+    }));
+    let act = Act::WaitWithSigns { millis: 4000 };
+    let job = fixture.submit("slow", act).await;
+    let record = fixture.until_final(job).await;
+    assert_eq!((record.state, record.attempt), (JobState::Succeeded, 1));
+    worker.drain().await;
+}

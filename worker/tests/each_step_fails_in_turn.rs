@@ -56,6 +56,7 @@ const SHORT: Timing = Timing {
     heartbeat: Duration::from_millis(200),
     drain: Duration::from_secs(10),
     cancel_grace: Duration::from_secs(10),
+    stall: None,
 };
 
 /// One step that fails: what it is, the how-manieth of its kind, and how.

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use fettler_jobs::DynKind;
-use fettler_ledger::{LastProof, WorkerRecord};
+use fettler_ledger::{LastProof, SilenceKind, WorkerRecord};
 use fettler_model::{ExclusionClass, JobKindName, JobState, Role, SlotClass, TenantId, TokenName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -244,6 +244,18 @@ pub(crate) async fn metrics(State(app): State<App>) -> Result<Response, Refusal>
                 now.since(proven),
             );
         }
+    }
+    gauge(
+        &mut text,
+        "fettler_silences",
+        "What should have been heard of and was not, by kind.",
+    );
+    for kind in SilenceKind::ALL {
+        let silent = app.ledger.silences(kind).await?.len();
+        line(
+            &mut text,
+            format_args!("fettler_silences{{kind=\"{}\"}} {silent}", kind.as_str()),
+        );
     }
     gauge(&mut text, "fettler_workers", "Workers that are alive.");
     let alive = workers

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use fettler_api::{LiveProgress, Probes, Ready, Socket, http::HttpServer};
 use fettler_jobs::Registry;
-use fettler_model::Problem;
+use fettler_model::{Problem, Secret, SecretReference};
 use fettler_scheduler::{Scheduler, SchedulerOptions};
 use fettler_telemetry::metric;
 use fettler_worker::Worker;
@@ -189,6 +189,8 @@ impl Up {
                 history_kept: seconds(86_400) * settings.history_days,
                 history_bytes: u64::from(settings.history_megabytes) * 1_000_000,
                 silent_after: seconds(settings.silent_after_seconds),
+                heartbeat_url: heartbeat_url(settings.heartbeat_url.as_ref())?,
+                ..SchedulerOptions::default()
             },
         );
         let readiness = scheduler.readiness();
@@ -291,4 +293,16 @@ impl Up {
             }
         }
     }
+}
+
+/// The URL that the leading scheduler tells that it is there.
+fn heartbeat_url(reference: Option<&SecretReference>) -> Result<Option<Secret>, Failure> {
+    let Some(reference) = reference else {
+        return Ok(None);
+    };
+    let resolved = fettler_config::resolve(reference).map_err(Problem::from)?;
+    if let Some(warning) = resolved.warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(Some(resolved.secret))
 }

@@ -820,7 +820,8 @@ impl Shared {
         self.progress.item(&work.what);
         match &work.kind {
             WorkKind::Count => {
-                let answer = self.stop.run_until_cancelled(session.one(&work.sql)).await;
+                let counting = self.progress.while_waiting(session.one(&work.sql));
+                let answer = self.stop.run_until_cancelled(counting).await;
                 let counted: u64 = answer
                     .ok_or(EngineError::Stopped)?
                     .map_err(|error| error.doing(&work.what))?

@@ -3,11 +3,13 @@
 
 mod backups;
 mod collect;
+mod heartbeat;
 mod history;
 mod silence;
 
 pub(crate) use backups::follow_backups;
 pub(crate) use collect::collect_daily;
+pub(crate) use heartbeat::tell_outside;
 pub(crate) use history::prune_history;
 pub(crate) use silence::silence;
 

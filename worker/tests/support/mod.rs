@@ -38,6 +38,7 @@ pub const QUICK: Timing = Timing {
     heartbeat: Duration::from_millis(100),
     drain: Duration::from_secs(10),
     cancel_grace: Duration::from_secs(10),
+    stall: None,
 };
 
 /// Times for tests in which a worker vanishes (rule 5).
@@ -46,6 +47,7 @@ pub const SHORT_LEASE: Timing = Timing {
     heartbeat: Duration::from_secs(1),
     drain: Duration::from_secs(10),
     cancel_grace: Duration::from_secs(10),
+    stall: None,
 };
 
 /// The process that runs jobs, as far as these tests need it.
@@ -104,6 +106,8 @@ pub enum Act {
     WaitAfterCheckpoint,
     /// Waits to be stopped, and then says that it was.
     Wait,
+    /// Waits for something that takes so long and counts nothing, with signs of life.
+    WaitWithSigns { millis: u64 },
     /// Blocks its thread for ever after it was asked to stop.
     IgnoreStop,
     /// Checks the fence again and again and counts in a file; says in another file when the fence
@@ -165,6 +169,11 @@ async fn act(context: &JobContext, act: Act) -> Result<Value, Problem> {
             context.ledger.log("waiting").await;
             context.stopping.token().cancelled().await;
             Err(context.stopping.problem())
+        }
+        Act::WaitWithSigns { millis } => {
+            let wait = tokio::time::sleep(Duration::from_millis(millis));
+            context.progress.while_waiting(wait).await;
+            Ok(Value::Null)
         }
         Act::IgnoreStop => {
             context.ledger.log("waiting").await;

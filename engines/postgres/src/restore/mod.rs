@@ -196,15 +196,17 @@ pub(crate) async fn restore(
         fettler_fault_points::reached(fettler_fault_points::Point::RestoreDataDone);
         context.progress.begin("indexes", 0, 0);
         let own = own_login(&place);
-        let mut failed = guard
-            .post_data(
+        // An index is built for as long as it takes, and says nothing meanwhile.
+        let mut failed = context
+            .progress
+            .while_waiting(guard.post_data(
                 context,
                 &archive,
                 part.map(|part| part.after.as_slice()),
                 &mut place.session,
                 &own,
                 place.resumed,
-            )
+            ))
             .await?;
         let mut session = connect(&data_params, &context.attempt.to_string()).await?;
         keep_triggers_quiet(&mut session).await?;
@@ -659,7 +661,7 @@ async fn refresh(
                 "REFRESH MATERIALIZED VIEW {}",
                 qualified(&view.schema, &view.name)
             );
-            let step = session.execute(&sql);
+            let step = context.progress.while_waiting(session.execute(&sql));
             match context.stop.run_until_cancelled(step).await {
                 None => return Err(EngineError::Stopped),
                 Some(Ok(())) => {}
@@ -688,7 +690,7 @@ async fn analyze(
         "SET client_min_messages = error; ANALYZE {}",
         tables.join(", ")
     );
-    let step = session.execute(&sql);
+    let step = context.progress.while_waiting(session.execute(&sql));
     match context.stop.run_until_cancelled(step).await {
         None => Err(EngineError::Stopped),
         Some(Ok(())) => Ok(()),
