@@ -44,7 +44,7 @@ impl Dialect {
                 // that keeps up with a table which is emptied as fast as it fills.
                 (
                     "{hot}",
-                    "WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0)",
+                    "WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0)",
                 ),
                 ("{clustered}", ""),
                 ("{positions}", "CREATE SEQUENCE positions CACHE 1"),
@@ -159,13 +159,11 @@ impl Dialect {
         }
     }
 
-    /// The server's clock in microseconds; SQLite's is the machine's, and is not asked for by SQL.
+    /// The server's clock in microseconds, as an expression; SQLite's is the machine's, and is not asked for by SQL.
     pub(crate) const fn clock(self) -> Option<&'static str> {
         match self {
             Self::Sqlite => None,
-            Self::Postgres => {
-                Some("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
-            }
+            Self::Postgres => Some("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"),
         }
     }
 

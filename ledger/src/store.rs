@@ -128,11 +128,14 @@ impl Store {
             .acquire_timeout(ACQUIRE_WAIT.min(Duration::from_secs(15)))
             .after_connect(|connection, _| {
                 Box::pin(async move {
+                    // The table of jobs is empty at one moment and full at the next, and a plan is made once: all statements are
+                    // written for an index, and a plan that reads a whole table because it was empty would be kept.
+                    const PLANS: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
                     let settings = format!(
                         "SET application_name = 'fettler ledger'; SET statement_timeout = '{STATEMENT_SECONDS}s'; \
                          SET lock_timeout = '{LOCK_WAIT_SECONDS}s'; \
                          SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECONDS}s'; \
-                         SET synchronous_commit = 'on'; SET client_min_messages = 'warning'; SET jit = off"
+                         SET synchronous_commit = 'on'; SET client_min_messages = 'warning'; SET jit = off; {PLANS}"
                     );
                     sqlx::raw_sql(AssertSqlSafe(settings)).execute(connection).await?;
                     Ok(())
@@ -392,7 +395,7 @@ async fn clock(dialect: Dialect, connection: &mut AnyConnection) -> Result<Times
     const DOING: &str = "asking its clock";
     match dialect.clock() {
         None => Ok(Timestamp::now()),
-        Some(sql) => sqlx::query(sql)
+        Some(clock) => sqlx::query(AssertSqlSafe(format!("SELECT {clock}")))
             .fetch_one(connection)
             .await
             .and_then(|row| row.try_get(0))

@@ -22,10 +22,11 @@ use fettler_model::{ErrorClass, JobId, JobKindName, Problem};
 use futures::task::AtomicWaker;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tower::layer::util::Identity;
 
 use crate::{
     Queue, QueueError,
-    slots::{ReleaseSlotLayer, Slot, Slots},
+    slots::{Slot, Slots},
 };
 
 /// The first pause while queue or ledger are away; each further one is twice as long.
@@ -82,7 +83,7 @@ pub struct Delivery {
     pub claimed: Claimed,
     /// When the claim was sent, on this machine's clock: the lease is counted from here (rule 5).
     pub asked: Instant,
-    /// The slot that it holds. The backend's own layer frees it when the work is over.
+    /// The slot that it holds until it is dropped, or until [`Slot::work_is_over`].
     pub slot: Option<Slot>,
 }
 
@@ -183,14 +184,14 @@ impl BackendConfig for Deliveries {
     type Id = JobId;
     type Kind = Ephemeral;
     type Config = ();
-    type Layer = ReleaseSlotLayer;
+    type Layer = Identity;
 
     fn config(&self) -> &() {
         &()
     }
 
-    fn middleware(&mut self, _: &mut WorkerContext) -> ReleaseSlotLayer {
-        ReleaseSlotLayer
+    fn middleware(&mut self, _: &mut WorkerContext) -> Identity {
+        Identity::new()
     }
 }
 

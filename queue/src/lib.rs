@@ -14,4 +14,4 @@ mod slots;
 pub use deliveries::{Deliveries, Delivery, DeliveryOptions};
 pub use embedded::LedgerQueue;
 pub use queue::{Arrivals, Queue, QueueError, WireItem};
-pub use slots::{ReleaseSlot, ReleaseSlotLayer, Slot};
+pub use slots::{Reporting, Slot};

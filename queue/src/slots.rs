@@ -1,24 +1,19 @@
 //! A worker's slots (rule 17): a delivery holds one from its claim until its work is over, so that no
-//! more is claimed than can start at once, and a long job never takes the place of a short one.
+//! more is claimed than can start at once, and a long job never takes the place of a short one. While the
+//! end of a job is on its way to the ledger the next one may take its slot; as many ends as there are slots
+//! may be on their way, so that a slow ledger is not outrun.
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::sync::Arc;
 
-use apalis_core::task::Task;
 use fettler_model::SlotClass;
-use futures::future::BoxFuture;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tower::{Layer, Service};
-
-use crate::Delivery;
 
 /// The slots of a worker.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
     long: Arc<Semaphore>,
     short: Arc<Semaphore>,
+    reports: Arc<Semaphore>,
     freed: Arc<Notify>,
 }
 
@@ -27,6 +22,7 @@ impl Slots {
         Self {
             long: Arc::new(Semaphore::new(long)),
             short: Arc::new(Semaphore::new(short)),
+            reports: Arc::new(Semaphore::new(long + short)),
             freed: Arc::new(Notify::new()),
         }
     }
@@ -55,6 +51,7 @@ impl Slots {
         }
         Slot {
             permit,
+            reports: self.reports.clone(),
             freed: self.freed.clone(),
         }
     }
@@ -69,7 +66,19 @@ impl Slots {
 #[derive(Debug)]
 pub struct Slot {
     permit: Option<OwnedSemaphorePermit>,
+    reports: Arc<Semaphore>,
     freed: Arc<Notify>,
+}
+
+impl Slot {
+    /// The work is over and its end is to be reported: frees the slot, once no more ends are on their way than there are
+    /// slots. Dropped when the ledger has taken the end in.
+    pub async fn work_is_over(self) -> Reporting {
+        // The semaphore is never closed.
+        let permit = self.reports.clone().acquire_owned().await.ok();
+        drop(self);
+        Reporting { _permit: permit }
+    }
 }
 
 impl Drop for Slot {
@@ -80,44 +89,34 @@ impl Drop for Slot {
     }
 }
 
-/// Makes [`ReleaseSlot`]: the layer that a worker on [`crate::Deliveries`] has outside all others.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ReleaseSlotLayer;
-
-impl<S> Layer<S> for ReleaseSlotLayer {
-    type Service = ReleaseSlot<S>;
-
-    fn layer(&self, inner: S) -> ReleaseSlot<S> {
-        ReleaseSlot { inner }
-    }
+/// The end of a job on its way to the ledger.
+#[derive(Debug)]
+pub struct Reporting {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Frees a delivery's slot when all that is inside has ended: its work and the report of its end.
-#[derive(Clone, Debug)]
-pub struct ReleaseSlot<S> {
-    inner: S,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl<S> Service<Task<Delivery>> for ReleaseSlot<S>
-where
-    S: Service<Task<Delivery>>,
-    S::Future: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+    #[tokio::test]
+    async fn rule_17_a_slot_is_free_while_the_end_is_reported_and_no_more_ends_are_under_way_than_slots()
+     {
+        let slots = Slots::new(0, 2);
+        let (first, second) = (slots.take(SlotClass::Short), slots.take(SlotClass::Short));
+        assert_eq!(slots.free(), (0, 0));
+        let reporting = (first.work_is_over().await, second.work_is_over().await);
+        assert_eq!(slots.free(), (0, 2), "their jobs are over");
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut task: Task<Delivery>) -> Self::Future {
-        let slot = task.args.slot.take();
-        let work = self.inner.call(task);
-        Box::pin(async move {
-            let outcome = work.await;
-            drop(slot);
-            outcome
-        })
+        let third = slots.take(SlotClass::Short);
+        let mut waiting = Box::pin(third.work_is_over());
+        assert!(
+            futures::poll!(&mut waiting).is_pending(),
+            "two ends are on their way"
+        );
+        assert_eq!(slots.free(), (0, 1), "so the third job keeps its slot");
+        drop(reporting.0);
+        waiting.await;
+        assert_eq!(slots.free(), (0, 2));
     }
 }

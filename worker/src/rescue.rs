@@ -25,6 +25,8 @@ const RESCUE_EVERY: Duration = Duration::from_secs(1);
 const RESCUES_A_LEASE: u32 = 10;
 /// How often deadlines and parked jobs are looked at.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+/// How long after the end of an attempt it is looked for what it left.
+const TIDY_PAUSE: Duration = Duration::from_millis(200);
 /// How often what was left is looked for when nothing says that there is something.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// How many artefacts are looked at in one round.
@@ -115,7 +117,8 @@ pub(crate) async fn tidy(shared: Arc<Shared>) {
         }
         remove_scratch(&shared).await;
         tokio::select! {
-            () = shared.tidy.notified() => {}
+            // Attempts end in crowds: one round does for all that end at about the same time.
+            () = shared.tidy.notified() => tokio::time::sleep(TIDY_PAUSE).await,
             () = tokio::time::sleep(TIDY_EVERY) => {}
         }
     }

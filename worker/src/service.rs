@@ -90,10 +90,15 @@ where
     fn call(&mut self, mut task: Task<Delivery>) -> Self::Future {
         let shared = self.shared.clone();
         let attempt = Attempt::begin(&shared, task.args.claimed.clone(), task.args.asked);
+        let slot = task.args.slot.take();
         task.inject_data(attempt.clone());
         let run = self.inner.call(task);
         Box::pin(async move {
             let outcome = run.await.map_err(as_failure);
+            let _reporting = match slot {
+                Some(slot) => Some(slot.work_is_over().await),
+                None => None,
+            };
             attempt.report(&shared, outcome).await;
             Ok(())
         })

@@ -12,7 +12,7 @@ use fettler_model::{
 use serde_json::{Value, json};
 
 use super::{
-    COMMON, LIVE, Row,
+    CLAIMABLE, COMMON, LIVE, Row,
     finish::{Finish, finish, wake_first},
     id_list,
     limits::{self, Limits},
@@ -72,9 +72,8 @@ impl Ledger {
         request: &ClaimRequest,
         ids: Option<&[JobId]>,
     ) -> Result<ClaimedBatch> {
-        let outlook = self.outlook(request).await?;
-        let due = outlook.due;
-        let now = self.now().await?;
+        let outlook = self.outlook(request, ids).await?;
+        let (due, now) = (outlook.due, outlook.now);
         let is_due = due.is_some_and(|due| due <= now);
         if !outlook.is_ready && !is_due {
             self.keep_announced(request).await?;
@@ -89,7 +88,6 @@ impl Ledger {
             BTreeSet::new()
         };
         let mut transaction = self.inner.store.begin(DOING).await?;
-        let now = transaction.now().await?;
         if is_due {
             promote(&mut transaction, now).await?;
         }
@@ -143,32 +141,57 @@ impl Ledger {
         })
     }
 
-    /// What a claim is about to meet: asked without a lock, so that an idle worker costs nothing.
-    async fn outlook(&self, request: &ClaimRequest) -> Result<Outlook> {
+    /// What a claim is about to meet: asked without a lock, so that an idle worker costs nothing. Where jobs are given, it is
+    /// not asked whether there are any.
+    async fn outlook(&self, request: &ClaimRequest, given: Option<&[JobId]>) -> Result<Outlook> {
         let store = &self.inner.store;
+        let dialect = store.dialect;
+        let (ready, kinds) = match given {
+            Some(_) => ("0 AS ready_long, 0 AS ready_short".to_owned(), None),
+            None => {
+                let of = |slot| {
+                    format!(
+                        "CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = {slot} AND kind {} AND lane = 0 AND state = 0)
+                              THEN 1 ELSE 0 END",
+                        dialect.among(1)
+                    )
+                };
+                (
+                    format!("{} AS ready_long, {} AS ready_short", of(0), of(1)),
+                    Some(V::S(json_text(&request.kinds)?)),
+                )
+            }
+        };
         let sql = format!(
-            "SELECT (SELECT MIN(due) FROM job WHERE lane = 1) AS due,
-                    CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 0 AND kind {among} AND lane = 0 AND state = 0)
-                         THEN 1 ELSE 0 END AS ready_long,
-                    CASE WHEN EXISTS (SELECT 1 FROM job WHERE slot = 1 AND kind {among} AND lane = 0 AND state = 0)
-                         THEN 1 ELSE 0 END AS ready_short,
+            "SELECT (SELECT MIN(due) FROM job WHERE lane = 1) AS due, {ready}, {clock} AS now,
                     CASE WHEN EXISTS (SELECT 1 FROM job_limit) OR EXISTS (SELECT 1 FROM pause)
                          THEN 1 ELSE 0 END AS rules,
                     CASE WHEN EXISTS (SELECT 1 FROM database_record WHERE route <> '') THEN 1 ELSE 0 END AS routes",
-            among = store.dialect.among(1)
+            clock = dialect.clock().unwrap_or("0"),
         );
+        let values: Vec<V<'_>> = kinds.into_iter().collect();
         let row = store
-            .read_one(DOING, sql, &[V::S(json_text(&request.kinds)?)])
+            .read_one(DOING, sql, &values)
             .await?
             .ok_or(LedgerError::Damaged {
                 doing: DOING,
                 what: "a statement that gives one row gave none".to_owned(),
             })?;
         let fields = Fields::of(&row, DOING);
+        let is_ready = match given {
+            Some(ids) => !ids.is_empty(),
+            None => {
+                (request.long > 0 && fields.number("ready_long")? != 0)
+                    || (request.short > 0 && fields.number("ready_short")? != 0)
+            }
+        };
         Ok(Outlook {
             due: fields.time_or_none("due")?,
-            is_ready: (request.long > 0 && fields.number("ready_long")? != 0)
-                || (request.short > 0 && fields.number("ready_short")? != 0),
+            now: match dialect.clock() {
+                Some(_) => fields.time("now")?,
+                None => Timestamp::now(),
+            },
+            is_ready,
             has_rules: fields.number("rules")? != 0,
             has_routes: fields.number("routes")? != 0,
         })
@@ -255,6 +278,8 @@ async fn promote(transaction: &mut Transaction, now: Timestamp) -> Result<()> {
 struct Outlook {
     /// The next due time of a delayed job.
     due: Option<Timestamp>,
+    /// The ledger's clock. Leases are counted from here, which is before they are written and so never too long.
+    now: Timestamp,
     /// Something may be claimable.
     is_ready: bool,
     /// There are limits or pauses.
@@ -392,16 +417,11 @@ async fn lock_candidates(
 ) -> Result<Vec<Row>> {
     let dialect = transaction.dialect;
     let sql = format!(
-        "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND kind {} AND lane = 0 AND state = 0
-         ORDER BY id LIMIT {MAX_GIVEN} {}",
+        "SELECT {COMMON}, {LIVE} FROM job WHERE id {} AND {CLAIMABLE} ORDER BY id LIMIT {MAX_GIVEN} {}",
         dialect.among(1),
-        dialect.among(2),
         dialect.skip_locked()
     );
-    let values = [
-        V::S(id_list(ids.iter().copied())),
-        V::S(json_text(&batch.request.kinds)?),
-    ];
+    let values = [V::S(id_list(ids.iter().copied()))];
     let rows = transaction.rows(sql, &values).await?;
     let served: HashSet<(&JobKindName, &str)> = batch
         .lines
@@ -681,7 +701,7 @@ async fn park(transaction: &mut Transaction, parked: &[(Row, String)]) -> Result
     transaction
         .execute(
             format!(
-                "UPDATE job SET lane = 2, parked_at = vname FROM {} v WHERE id = vid AND state = 0 AND lane = 0",
+                "UPDATE job SET lane = 2, parked_at = vname FROM {} v WHERE id = vid AND {CLAIMABLE}",
                 transaction
                     .dialect
                     .rows(1, &[("vid", Column::Text), ("vname", Column::Text)])
@@ -697,7 +717,7 @@ async fn delay(transaction: &mut Transaction, delayed: &[(Row, Timestamp)]) -> R
     for (row, opens) in delayed {
         transaction
             .execute(
-                "UPDATE job SET lane = $1, due = $2, wait = $3 WHERE id = $4 AND state = 0 AND lane = 0",
+                "UPDATE job SET lane = $1, due = $2, wait = $3 WHERE id = $4 AND state = 0 AND +lane = 0",
                 &[
                     V::N(codes::LANE_DELAYED),
                     V::N(opens.micros()),
@@ -785,7 +805,7 @@ async fn take(
         .collect();
     let sql = format!(
         "UPDATE job SET state = 1, token = vtoken, worker = $2, started = $3, lease_until = $4, holds = vholds, progress = NULL
-         FROM {} v WHERE id = vid AND state = 0 AND lane = 0
+         FROM {} v WHERE id = vid AND {CLAIMABLE}
          RETURNING id",
         transaction.dialect.rows(
             1,

@@ -40,6 +40,10 @@ const ENDED: &str = "ended, result, 0 AS lane, CAST(NULL AS TEXT) AS parked_at, 
     CAST(NULL AS BIGINT) AS lease_until, submitted AS rank, CAST(NULL AS TEXT) AS holds, 0 AS died, \
     CAST('' AS TEXT) AS line";
 
+/// True of a job that may be claimed, in a statement that names jobs by id. The plus keeps databases from looking for the lane in
+/// the index of the order: by an id there is one job.
+const CLAIMABLE: &str = "+lane = 0 AND state = 0";
+
 /// Where a live job stands: who holds the database at which it is parked; how many claimable jobs of its
 /// tenant and kind come before it (counted to a hundred), and which comes first.
 const STANDS: &str = "(SELECT r.job FROM resource r WHERE r.name = j.parked_at) AS holder, \

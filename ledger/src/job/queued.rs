@@ -4,7 +4,7 @@
 use fettler_model::{AttemptToken, JobId, Priority, Timestamp};
 use sqlx::any::AnyRow;
 
-use super::id_list;
+use super::{CLAIMABLE, id_list};
 use crate::{Ledger, QueuedJob, QueuedLine, Result, codes, row::Fields, store::V};
 
 const DOING: &str = "reading queued jobs";
@@ -85,7 +85,7 @@ impl Ledger {
             return Ok(Vec::new());
         }
         let sql = format!(
-            "SELECT {COLUMNS} FROM job WHERE id {} AND lane = 0 AND state = 0",
+            "SELECT {COLUMNS} FROM job WHERE id {} AND {CLAIMABLE}",
             self.inner.store.dialect.among(1)
         );
         let values = [V::S(id_list(ids.iter().copied()))];

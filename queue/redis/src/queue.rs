@@ -173,7 +173,7 @@ impl RedisQueue {
     async fn claim(
         &self,
         request: &ClaimRequest,
-        connection: &mut MultiplexedConnection,
+        connection: &MultiplexedConnection,
         caller: &Caller<'_>,
         deliveries: &[InFlight],
     ) -> Result<ClaimedBatch, QueueError> {
@@ -215,20 +215,39 @@ impl RedisQueue {
                 (*delivery, verdict)
             })
             .collect();
-        let retry_after = self.link.options.retry_after;
-        for some in verdicts.chunks(MAX_ITEMS) {
-            if let Err(error) = caller.settle(connection, some, retry_after).await {
-                // They come back, and the ledger refuses them then.
-                self.link.failed("settling deliveries", &error).await;
-                break;
-            }
-        }
+        self.settle(connection.clone(), caller.incarnation, verdicts);
         let mut batch = claim?;
         let place: HashMap<JobId, usize> = ids.into_iter().zip(0..).collect();
         batch
             .jobs
             .sort_by_key(|claimed| place.get(&claimed.job.id).copied());
         Ok(batch)
+    }
+
+    /// Tells Redis what became of deliveries, while the jobs already start. What is not told comes back, and the ledger
+    /// refuses it then.
+    fn settle(
+        &self,
+        mut connection: MultiplexedConnection,
+        incarnation: &str,
+        verdicts: Vec<(InFlight, Verdict)>,
+    ) {
+        let (link, incarnation) = (self.link.clone(), incarnation.to_owned());
+        let ageing = self.ledger.ageing();
+        tokio::spawn(async move {
+            let caller = Caller {
+                base: &link.base,
+                incarnation: &incarnation,
+                ageing,
+            };
+            let retry_after = link.options.retry_after;
+            for some in verdicts.chunks(MAX_ITEMS) {
+                if let Err(error) = caller.settle(&mut connection, some, retry_after).await {
+                    link.failed("settling deliveries", &error).await;
+                    break;
+                }
+            }
+        });
     }
 }
 
@@ -311,7 +330,7 @@ impl Queue for RedisQueue {
                 return self.look(request, popped.next_back).await;
             }
             let batch = self
-                .claim(request, &mut connection, &caller, &popped.deliveries)
+                .claim(request, &connection, &caller, &popped.deliveries)
                 .await?;
             if !batch.jobs.is_empty() {
                 return Ok(batch);

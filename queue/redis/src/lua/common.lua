@@ -5,8 +5,8 @@
 -- ring of the level that its first job has by now; a ring holds tenants by their turn. A pop takes the first tenant of the
 -- highest ring that is not empty, and moves it back by one turn over its weight.
 --
--- All keys begin with KEYS[1], which holds the hash tag: they lie on one node of a cluster. Every loop has a bound, and no
--- list is ever unpacked.
+-- All keys begin with KEYS[1], which holds the hash tag: they lie on one node of a cluster. Every loop has a bound, and lists
+-- are unpacked in pieces.
 local base = KEYS[1]
 local HIGHEST = 4
 -- How many tenants one call lets rise, and how many outdated turns it corrects, in one ring.
@@ -22,6 +22,23 @@ local tolerance = math.min(1000000, ageing / 10)
 
 local JOBS, AGAIN, FLIGHT = base .. 'jobs', base .. 'again', base .. 'flight'
 local TURNS, CURRENT, WEIGHTS = base .. 'turns', base .. 'current', base .. 'weights'
+
+-- How many words of a list one command takes: what Lua unpacks lies on its stack. Even, so that no pair is cut.
+local PIECE = 200
+
+-- Gives the words of a list to a command after a key, in pieces; answers with what the command did in one list.
+local function each_piece(command, key, words)
+  local answers = {}
+  for from = 1, #words, PIECE do
+    local answer = redis.call(command, key, unpack(words, from, math.min(from + PIECE - 1, #words)))
+    if type(answer) == 'table' then
+      for _, one in ipairs(answer) do
+        answers[#answers + 1] = one
+      end
+    end
+  end
+  return answers
+end
 
 -- Whether the caller knows this memory of Redis (rule 15).
 local function is_known()
@@ -51,6 +68,11 @@ local function parse(record)
   }
 end
 
+-- The level at which a job of this rank is served by now.
+local function level_of(rank)
+  return math.max(0, math.min(HIGHEST, math.floor((now + tolerance - rank) / ageing)))
+end
+
 -- Puts a tenant's queue where its first job belongs now. A tenant that comes to a level starts at the turn that is served
 -- there: without credit for the time in which it had nothing, and with what it owes.
 local function place(slot, kind, tenant)
@@ -67,7 +89,7 @@ local function place(slot, kind, tenant)
     return
   end
   local rank = tonumber(head[2])
-  local level = math.max(0, math.min(HIGHEST, math.floor((now + tolerance - rank) / ageing)))
+  local level = level_of(rank)
   local name = string.format('%d', level)
   if old ~= name then
     if old then

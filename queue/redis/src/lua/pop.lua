@@ -61,35 +61,81 @@ local function is_before(a, b)
   return a.rank < b.rank
 end
 
+-- Says that a tenant was served so many jobs from this turn on: its turn passes on by one over its weight for each.
+local function pass_turn(slot, chosen, count)
+  local kind, tenant = chosen.kind, chosen.tenant
+  local field = slot .. ':' .. chosen.level
+  local weight = tonumber(redis.call('HGET', WEIGHTS, tenant) or 1) or 1
+  local step = 1 / math.max(weight, 0.001)
+  local last = chosen.turn + (count - 1) * step
+  local current = tonumber(redis.call('HGET', CURRENT, field) or 0)
+  if last > current then
+    redis.call('HSET', CURRENT, field, last)
+  end
+  local turn = chosen.turn + count * step
+  redis.call('HSET', TURNS, field .. ':' .. tenant, turn)
+  place(slot, kind, tenant)
+  -- Only where it still stands in this ring.
+  redis.call('ZADD', ring_key(slot, kind, chosen.level), 'XX', turn, tenant)
+end
+
+-- Whether a record is what a push has written for this queue.
+local function belongs(job, slot, chosen)
+  return job and job.slot == slot and job.kind == chosen.kind and job.tenant == chosen.tenant
+end
+
 -- Takes the first job of a tenant; the tenant's turn passes on.
 local function serve(slot, chosen)
   local kind, tenant = chosen.kind, chosen.tenant
   local first = redis.call('ZPOPMIN', queue_key(slot, kind, tenant))
   local id = first[1]
-  local record = redis.call('HGET', JOBS, id)
-  local job = parse(record)
-  if not job or job.slot ~= slot or job.kind ~= kind or job.tenant ~= tenant then
+  local job = parse(redis.call('HGET', JOBS, id))
+  if not belongs(job, slot, chosen) then
     -- Nothing that a push has written: it would meet every worker again.
     redis.call('HDEL', JOBS, id)
     damaged = damaged + 1
     place(slot, kind, tenant)
-    return false
+    return
   end
   redis.call('ZADD', FLIGHT, now + visible, id)
   popped[#popped + 1] = id
   popped[#popped + 1] = string.format('%d', job.generation)
-  local field = slot .. ':' .. chosen.level
-  local current = tonumber(redis.call('HGET', CURRENT, field) or 0)
-  if chosen.turn > current then
-    redis.call('HSET', CURRENT, field, chosen.turn)
+  pass_turn(slot, chosen, 1)
+end
+
+-- Takes the first jobs of a tenant that stands alone in its ring, as far as they are of its level: nobody else's turn comes in
+-- between. Answers with how many; with none where they have to be looked at one by one.
+local function serve_run(slot, chosen, room)
+  local queue = queue_key(slot, chosen.kind, chosen.tenant)
+  local heads = redis.call('ZRANGE', queue, 0, room - 1, 'WITHSCORES')
+  local ids, flight = {}, {}
+  for at = 1, #heads, 2 do
+    if level_of(tonumber(heads[at + 1])) ~= chosen.level then
+      break
+    end
+    ids[#ids + 1] = heads[at]
+    flight[#flight + 1] = now + visible
+    flight[#flight + 1] = heads[at]
   end
-  local weight = tonumber(redis.call('HGET', WEIGHTS, tenant) or 1) or 1
-  local turn = chosen.turn + 1 / math.max(weight, 0.001)
-  redis.call('HSET', TURNS, field .. ':' .. tenant, turn)
-  place(slot, kind, tenant)
-  -- Only where it still stands in this ring.
-  redis.call('ZADD', ring_key(slot, kind, chosen.level), 'XX', turn, tenant)
-  return true
+  local served = {}
+  for at, record in ipairs(each_piece('HMGET', JOBS, ids)) do
+    local job = parse(record)
+    if not belongs(job, slot, chosen) then
+      return 0
+    end
+    served[#served + 1] = ids[at]
+    served[#served + 1] = string.format('%d', job.generation)
+  end
+  if #ids == 0 then
+    return 0
+  end
+  redis.call('ZREMRANGEBYRANK', queue, 0, #ids - 1)
+  each_piece('ZADD', FLIGHT, flight)
+  for _, word in ipairs(served) do
+    popped[#popped + 1] = word
+  end
+  pass_turn(slot, chosen, #ids)
+  return #ids
 end
 
 for _, class in ipairs({ { 'l', tonumber(ARGV[4]) }, { 's', tonumber(ARGV[5]) } }) do
@@ -108,7 +154,7 @@ for _, class in ipairs({ { 'l', tonumber(ARGV[4]) }, { 's', tonumber(ARGV[5]) } 
     end
   end
   -- Damaged entries count against the room, so that the loop ends.
-  for _ = 1, room do
+  while room > 0 do
     local best
     for at, other in ipairs(candidates) do
       if not best or is_before(other, candidates[best]) then
@@ -119,7 +165,15 @@ for _, class in ipairs({ { 'l', tonumber(ARGV[4]) }, { 's', tonumber(ARGV[5]) } 
       break
     end
     local chosen = candidates[best]
-    serve(slot, chosen)
+    local run = 0
+    if #candidates == 1 and redis.call('ZCARD', ring_key(slot, chosen.kind, chosen.level)) == 1 then
+      run = serve_run(slot, chosen, room)
+    end
+    if run == 0 then
+      serve(slot, chosen)
+      run = 1
+    end
+    room = room - run
     -- The tenant's turn has passed on in all of its kinds.
     local left = {}
     for _, other in ipairs(candidates) do

@@ -3,13 +3,18 @@
 if not is_known() then
   return -1
 end
-local added = 0
+local ids, records, jobs = {}, {}, {}
 for at = 3, #ARGV, 2 do
-  local id, record = ARGV[at], ARGV[at + 1]
-  local job = parse(record)
+  local job = parse(ARGV[at + 1])
   if not job then
     return redis.error_reply('FETTLER a push holds a record that cannot be read')
   end
+  ids[#ids + 1], records[#records + 1], jobs[#jobs + 1] = ARGV[at], ARGV[at + 1], job
+end
+
+local added = 0
+-- One job, whatever is known of it.
+local function push(id, record, job)
   local known = redis.call('HGET', JOBS, id)
   local old = parse(known)
   if redis.call('ZSCORE', FLIGHT, id) then
@@ -28,6 +33,39 @@ for at = 3, #ARGV, 2 do
       added = added + 1
     end
   end
+end
+
+-- Most are new: those are put into their queues together, and the rest is looked at one by one after that.
+local known, flying = each_piece('HMGET', JOBS, ids), each_piece('ZMSCORE', FLIGHT, ids)
+local seen, rest, fields, queues = {}, {}, {}, {}
+for at, id in ipairs(ids) do
+  if known[at] or flying[at] or seen[id] then
+    rest[#rest + 1] = at
+  else
+    local job = jobs[at]
+    local key = queue_key(job.slot, job.kind, job.tenant)
+    local queue = queues[key]
+    if not queue then
+      queue = { job = job, members = {} }
+      queues[key] = queue
+      queues[#queues + 1] = key
+    end
+    queue.members[#queue.members + 1] = job.rank
+    queue.members[#queue.members + 1] = id
+    fields[#fields + 1] = id
+    fields[#fields + 1] = records[at]
+    added = added + 1
+  end
+  seen[id] = true
+end
+each_piece('HSET', JOBS, fields)
+for _, key in ipairs(queues) do
+  local queue = queues[key]
+  each_piece('ZADD', key, queue.members)
+  place(queue.job.slot, queue.job.kind, queue.job.tenant)
+end
+for _, at in ipairs(rest) do
+  push(ids[at], records[at], jobs[at])
 end
 if added > 0 then
   ring_bell()

@@ -4,33 +4,44 @@
 if not is_known() then
   return -1
 end
-local again = 0
+local ids = {}
 for at = 4, #ARGV, 3 do
-  local id, generation, verdict = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
-  local old = parse(redis.call('HGET', JOBS, id))
-  if not old or old.generation > generation then
-    -- Another delivery's, or forgotten.
+  ids[#ids + 1] = ARGV[at]
+end
+local records, flying = each_piece('HMGET', JOBS, ids), each_piece('ZMSCORE', FLIGHT, ids)
+local agains = each_piece('HMGET', AGAIN, ids)
+local ended, seen, back = {}, {}, {}
+for nth, id in ipairs(ids) do
+  local at = 1 + 3 * nth
+  local generation, verdict = tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local old = parse(records[nth])
+  if not old or old.generation > generation or seen[id] then
+    -- Another delivery's, or forgotten, or named twice.
   elseif verdict == 'w' then
-    if redis.call('ZSCORE', FLIGHT, id) then
+    if flying[nth] then
       redis.call('ZADD', FLIGHT, now + tonumber(ARGV[3]) * 1000, id)
     end
   else
-    if redis.call('ZREM', FLIGHT, id) == 0 then
+    seen[id] = true
+    ended[#ended + 1] = id
+    if not flying[nth] then
       dequeue(id, old)
     end
-    redis.call('HDEL', JOBS, id)
-    local record = redis.call('HGET', AGAIN, id)
-    if record then
+    if agains[nth] then
       redis.call('HDEL', AGAIN, id)
-      local job = parse(record)
+      local job = parse(agains[nth])
       if job and (verdict == 'r' or job.generation > generation) then
-        enqueue(id, record, job)
-        again = again + 1
+        back[#back + 1] = { id, agains[nth], job }
       end
     end
   end
 end
-if again > 0 then
+each_piece('ZREM', FLIGHT, ended)
+each_piece('HDEL', JOBS, ended)
+for _, one in ipairs(back) do
+  enqueue(one[1], one[2], one[3])
+end
+if #back > 0 then
   ring_bell()
 end
-return again
+return #back

@@ -1,0 +1,66 @@
+//! Benchmarks of the fleet, beside its peers where there are any: in the same run, on the same machine, in turn, with
+//! everything on that a fleet in production has: a durable ledger, history, logs, leases. `docs/benchmarks.md` has the
+//! commands and what they gave. Nothing here is a test: shared machines are too noisy for limits on time.
+
+mod figures;
+mod kinds;
+mod latency;
+mod load;
+mod peers;
+mod stand;
+mod throughput;
+mod ticks;
+mod work;
+
+use clap::{Parser, Subcommand};
+
+/// Anything that went wrong; a benchmark has nothing to do with an error but to say it.
+pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+#[derive(Parser)]
+#[command(about = "Benchmarks of the fleet beside its peers")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// No-op jobs a second through client, ledger, Redis, worker and ledger again; BullMQ and Celery beside.
+    Throughput(throughput::Options),
+    /// From the call of the submit to the first line of the job, in an idle fleet.
+    Idle(latency::IdleOptions),
+    /// The same and to the end, at a fixed rate for a long time; what the ledger grows by.
+    OpenLoop(latency::OpenLoopOptions),
+    /// One to eight workers on jobs that wait for 10 ms.
+    Scaling(load::ScalingOptions),
+    /// What limits cost that hold nothing back.
+    Limits(load::LimitOptions),
+    /// What a long backlog does to the rate and to others.
+    Backlog(load::BacklogOptions),
+    /// What a worker costs that has nothing to do.
+    Quiet(load::QuietOptions),
+    /// Very many policies, some due at once.
+    Ticks(ticks::Options),
+    /// A worker process of a benchmark; started by the others.
+    #[command(hide = true)]
+    Work(work::Options),
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        match cli.what {
+            What::Throughput(options) => throughput::run(&options).await,
+            What::Idle(options) => latency::idle(&options).await,
+            What::OpenLoop(options) => latency::open_loop(&options).await,
+            What::Scaling(options) => load::scaling(&options).await,
+            What::Limits(options) => load::limits(&options).await,
+            What::Backlog(options) => load::backlog(&options).await,
+            What::Quiet(options) => load::quiet(&options).await,
+            What::Ticks(options) => ticks::run(&options).await,
+            What::Work(options) => work::run(options).await,
+        }
+    })
+}
