@@ -1,22 +1,29 @@
 //! Policies, their due times, and who leads. A due time has exactly one row with one outcome, whoever
 //! decides it (rule 18).
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
 
 use fettler_fault_points::{Point, reached};
 use fettler_model::{DatabaseId, JobId, PolicyId, TenantId, TickOutcome, Timestamp};
+use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 
 use crate::{
     Leadership, Ledger, LedgerError, PolicyChange, PolicyRecord, Result, Tick, TickAction,
     TickRecord, TickResult,
+    dialect::Column,
     job::{Submission, submit_in},
+    ledger::Shared,
     row::{Fields, json_text},
     store::{Transaction, V},
     tenancy::still,
 };
 
 const READING: &str = "reading policies";
+const TICKING: &str = "deciding a due time";
 pub(crate) const POLICY: &str = "id, tenant, name, database_id, spec, next_due, last_job, created";
 
 impl Ledger {
@@ -273,96 +280,26 @@ impl Ledger {
         self.edit_policy(policy, change).await.map(drop)
     }
 
-    /// Decides one due time, in one transaction with its job and the policy's next due time (rule 18).
-    /// With `leader`, only while that leadership lasts.
+    /// Decides one due time, in one transaction with its job and the policy's next due time (rule 18); due times that
+    /// are decided at the same moment share one. With `leader`, only while that leadership lasts.
     ///
     /// # Errors
     ///
     /// When the policy is not there, when the job cannot be submitted, or (as a conflict) when the
     /// leadership was lost.
     pub async fn tick(&self, tick: &Tick, leader: Option<&Leadership>) -> Result<TickResult> {
-        const DOING: &str = "deciding a due time";
         let submission = match &tick.action {
             TickAction::Submit(request) => Some(Submission::check((**request).clone(), None)?),
             TickAction::Record(_) => None,
         };
-        let mut transaction = self.inner.store.begin(DOING).await?;
-        let now = transaction.now().await?;
-        if let Some(leader) = leader {
-            check_leader(&mut transaction, leader, now).await?;
-        }
-        lock_policy(&mut transaction, tick.policy).await?;
-        let policy = tick.policy.to_string();
-        let decided = transaction
-            .row(
-                "SELECT outcome FROM tick WHERE policy = $1 AND due = $2",
-                &[V::T(&policy), V::N(tick.due.micros())],
-            )
-            .await?;
-        if let Some(row) = decided {
-            // A next due time that stood still would come up again and again.
-            transaction
-                .execute(
-                    "UPDATE policy SET next_due = $3 WHERE id = $1 AND next_due = $2",
-                    &[
-                        V::T(&policy),
-                        V::N(tick.due.micros()),
-                        V::ON(tick.next_due.map(Timestamp::micros)),
-                    ],
-                )
-                .await?;
-            transaction.commit().await?;
-            return Ok(TickResult::AlreadyTicked(
-                Fields::of(&row, DOING).json("outcome")?,
-            ));
-        }
-        let outcome = match (&tick.action, &submission) {
-            (TickAction::Record(outcome), _) => outcome.clone(),
-            (TickAction::Submit(_), Some(submission)) => {
-                let submitted = submit_in(
-                    &mut transaction,
-                    &self.inner.shared,
-                    now,
-                    std::slice::from_ref(submission),
-                )
-                .await?
-                .pop()
-                .expect("an answer for each submission")?;
-                TickOutcome::Job { job: submitted.job }
-            }
-            (TickAction::Submit(_), None) => unreachable!("a submission was made above"),
-        };
-        transaction
-            .execute(
-                "INSERT INTO tick (policy, due, outcome, decided) VALUES ($1, $2, $3, $4)",
-                &[
-                    V::T(&policy),
-                    V::N(tick.due.micros()),
-                    V::S(json_text(&outcome)?),
-                    V::N(now.micros()),
-                ],
-            )
-            .await?;
-        let last_job = match &outcome {
-            TickOutcome::Job { job } => Some(job.to_string()),
-            _ => None,
-        };
-        transaction
-            .execute(
-                "UPDATE policy SET next_due = $2, last_job = COALESCE($3, last_job) WHERE id = $1",
-                &[
-                    V::T(&policy),
-                    V::ON(tick.next_due.map(Timestamp::micros)),
-                    V::OT(last_job),
-                ],
-            )
-            .await?;
-        transaction.commit().await?;
-        if submission.is_some() {
-            reached(Point::TickCommitted);
-            self.inner.shared.wake.wake();
-        }
-        Ok(TickResult::Decided(outcome))
+        self.inner
+            .ticks
+            .call(DueTick {
+                tick: tick.clone(),
+                submission,
+                leader: leader.cloned(),
+            })
+            .await
     }
 
     /// The newest due times of a policy, newest first.
@@ -486,6 +423,213 @@ impl Ledger {
 }
 
 /// Refuses a former leader.
+/// A due time on its way into the ledger.
+#[derive(Clone, Debug)]
+pub(crate) struct DueTick {
+    tick: Tick,
+    /// The job that it makes.
+    submission: Option<Submission>,
+    leader: Option<Leadership>,
+}
+
+/// Decides a batch of due times in one transaction.
+pub(crate) async fn tick_all(
+    shared: &Shared,
+    batch: Vec<DueTick>,
+) -> Result<Vec<Result<TickResult>>> {
+    let mut transaction = shared.store.begin(TICKING).await?;
+    let now = transaction.now().await?;
+    let mut leaders: Vec<(&Leadership, Result<()>)> = Vec::new();
+    for leader in batch.iter().filter_map(|due| due.leader.as_ref()) {
+        if leaders.iter().all(|(known, _)| *known != leader) {
+            let leads = match check_leader(&mut transaction, leader, now).await {
+                Err(error) if !matches!(error, LedgerError::Conflict { .. }) => return Err(error),
+                leads => leads,
+            };
+            leaders.push((leader, leads));
+        }
+    }
+    let known = lock_policies(&mut transaction, &batch).await?;
+    let mut outcomes = decided_before(&mut transaction, &batch).await?;
+    let mut results: Vec<Option<Result<TickResult>>> = batch.iter().map(|_| None).collect();
+    let (mut open, mut policies) = (Vec::new(), HashSet::new());
+    for (nth, due) in batch.iter().enumerate() {
+        let tick = &due.tick;
+        let leads = leaders
+            .iter()
+            .find(|(leader, _)| Some(*leader) == due.leader.as_ref())
+            .map_or(&Ok(()), |(_, leads)| leads);
+        results[nth] = if let Err(error) = leads {
+            Some(Err(error.clone()))
+        } else if !known.contains(&tick.policy) {
+            Some(Err(no_policy(&tick.policy.to_string())))
+        } else if let Some(outcome) = outcomes.get(&(tick.policy, tick.due)) {
+            Some(Ok(TickResult::AlreadyTicked(outcome.clone())))
+        } else {
+            if policies.insert(tick.policy) {
+                open.push(nth);
+            }
+            None
+        };
+    }
+    let submissions: Vec<Submission> = open
+        .iter()
+        .filter_map(|nth| batch[*nth].submission.clone())
+        .collect();
+    let mut submitted = submit_in(&mut transaction, shared, now, &submissions)
+        .await?
+        .into_iter();
+    let mut has_jobs = false;
+    for nth in open {
+        let due = &batch[nth];
+        let outcome = match &due.tick.action {
+            TickAction::Record(outcome) => Ok(outcome.clone()),
+            TickAction::Submit(_) => submitted
+                .next()
+                .expect("an answer for each submission")
+                .map(|submitted| TickOutcome::Job { job: submitted.job }),
+        };
+        has_jobs |= due.submission.is_some() && outcome.is_ok();
+        if let Ok(outcome) = &outcome {
+            outcomes.insert((due.tick.policy, due.tick.due), outcome.clone());
+        }
+        results[nth] = Some(outcome.map(TickResult::Decided));
+    }
+    write_ticks(&mut transaction, now, &batch, &results).await?;
+    transaction.commit().await?;
+    if has_jobs {
+        reached(Point::TickCommitted);
+        shared.wake.wake();
+    }
+    // What was asked twice in this batch was decided by the first.
+    Ok(batch
+        .iter()
+        .zip(results)
+        .map(|(DueTick { tick, .. }, result)| {
+            result.unwrap_or_else(|| match outcomes.get(&(tick.policy, tick.due)) {
+                Some(outcome) => Ok(TickResult::AlreadyTicked(outcome.clone())),
+                None => Err(LedgerError::Busy {
+                    doing: TICKING,
+                    what: "another due time of the policy was decided at the same moment"
+                        .to_owned(),
+                }),
+            })
+        })
+        .collect())
+}
+
+/// Locks the policies of a batch in the order of their ids (rule 8); says which are there.
+async fn lock_policies(
+    transaction: &mut Transaction,
+    batch: &[DueTick],
+) -> Result<HashSet<PolicyId>> {
+    let dialect = transaction.dialect;
+    let ids: BTreeSet<PolicyId> = batch.iter().map(|due| due.tick.policy).collect();
+    let sql = format!(
+        "SELECT id FROM policy WHERE id {} ORDER BY id {}",
+        dialect.among(1),
+        dialect.for_update()
+    );
+    let rows = transaction.rows(sql, &[V::S(json_text(&ids)?)]).await?;
+    rows.iter()
+        .map(|row| Fields::of(row, TICKING).parsed("id"))
+        .collect()
+}
+
+/// What was decided of these due times before.
+async fn decided_before(
+    transaction: &mut Transaction,
+    batch: &[DueTick],
+) -> Result<HashMap<(PolicyId, Timestamp), TickOutcome>> {
+    let keys: Vec<Value> = batch
+        .iter()
+        .map(|due| json!({"vpolicy": due.tick.policy, "vdue": due.tick.due.micros()}))
+        .collect();
+    let sql = format!(
+        "SELECT policy, due, outcome FROM {} v JOIN tick ON policy = vpolicy AND due = vdue",
+        transaction
+            .dialect
+            .rows(1, &[("vpolicy", Column::Text), ("vdue", Column::Number)])
+    );
+    let rows = transaction.rows(sql, &[V::S(json_text(&keys)?)]).await?;
+    rows.iter()
+        .map(|row| {
+            let fields = Fields::of(row, TICKING);
+            Ok((
+                (fields.parsed("policy")?, fields.time("due")?),
+                fields.json("outcome")?,
+            ))
+        })
+        .collect()
+}
+
+/// Writes what was decided, and the next due times. One that was decided before moves on only where it stands still:
+/// it would come up again and again.
+async fn write_ticks(
+    transaction: &mut Transaction,
+    now: Timestamp,
+    batch: &[DueTick],
+    results: &[Option<Result<TickResult>>],
+) -> Result<()> {
+    let (mut decided, mut before) = (Vec::new(), Vec::new());
+    for (due, result) in batch.iter().zip(results) {
+        let Some(Ok(result)) = result else { continue };
+        let mut row = json!({
+            "vpolicy": due.tick.policy,
+            "vdue": due.tick.due.micros(),
+            "vnext": due.tick.next_due.map(Timestamp::micros),
+        });
+        match result {
+            TickResult::Decided(outcome) => {
+                row["voutcome"] = json_text(outcome)?.into();
+                if let TickOutcome::Job { job } = outcome {
+                    row["vjob"] = json!(job);
+                }
+                decided.push(row);
+            }
+            TickResult::AlreadyTicked(_) => before.push(row),
+        }
+    }
+    let source = transaction.dialect.rows(
+        1,
+        &[
+            ("vpolicy", Column::Text),
+            ("vdue", Column::Number),
+            ("vnext", Column::Number),
+            ("voutcome", Column::Text),
+            ("vjob", Column::Text),
+        ],
+    );
+    if !before.is_empty() {
+        transaction
+            .execute(
+                format!("UPDATE policy SET next_due = vnext FROM {source} v WHERE id = vpolicy AND next_due = vdue"),
+                &[V::S(json_text(&before)?)],
+            )
+            .await?;
+    }
+    if !decided.is_empty() {
+        let rows = json_text(&decided)?;
+        transaction
+            .execute(
+                format!(
+                    "INSERT INTO tick (policy, due, outcome, decided) SELECT vpolicy, vdue, voutcome, $2 FROM {source} v"
+                ),
+                &[V::T(&rows), V::N(now.micros())],
+            )
+            .await?;
+        transaction
+            .execute(
+                format!(
+                    "UPDATE policy SET next_due = vnext, last_job = COALESCE(vjob, last_job) FROM {source} v WHERE id = vpolicy"
+                ),
+                &[V::T(&rows)],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
 async fn check_leader(
     transaction: &mut Transaction,
     leader: &Leadership,

@@ -13,6 +13,7 @@ use fettler_ledger::{
 };
 use fettler_model::{JobId, TickOutcome, Timestamp};
 use fettler_telemetry::metric;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 
 use crate::{
     Shared,
@@ -21,8 +22,8 @@ use crate::{
     tell_once,
 };
 
-/// How many policies one page has.
-const POLICIES_PER_PAGE: usize = 100;
+/// How many policies one page has. They are decided at the same time, and so share a few commits.
+const POLICIES_PER_PAGE: usize = 500;
 /// How many due times of one policy are decided before others get their turn, as after an outage.
 const DUE_TIMES_PER_TURN: usize = 64;
 /// The nearest due time is asked for this often, since another process may have changed it.
@@ -66,16 +67,23 @@ async fn tick_due(shared: &Shared, leadership: &Leadership) -> Result<Duration> 
     let ledger = &shared.ledger;
     loop {
         let page = ledger.due(POLICIES_PER_PAGE).await?;
-        if page.is_empty() {
+        let Some(longest_overdue) = page.first().and_then(|policy| policy.next_due) else {
             break;
-        }
-        for policy in page {
-            match tick_policy(shared, leadership, &policy).await {
+        };
+        let now = ledger.now().await?;
+        let mut ticks: FuturesUnordered<_> = page
+            .iter()
+            .map(|policy| tick_policy(shared, leadership, policy, now))
+            .collect();
+        while let Some(ticked) = ticks.next().await {
+            match ticked {
                 // It was removed while it was being looked at.
                 Err(LedgerError::NotFound { .. }) => {}
                 other => other?,
             }
         }
+        let late = ledger.now().await?.since(longest_overdue);
+        metrics::gauge!(metric::SCHEDULER_LAG).set(late.as_secs_f64());
     }
     let Some(due) = ledger.next_due().await? else {
         return Ok(LOOK_EVERY);
@@ -87,12 +95,12 @@ async fn tick_policy(
     shared: &Shared,
     leadership: &Leadership,
     policy: &PolicyRecord,
+    now: Timestamp,
 ) -> Result<()> {
     let plan = match PolicyPlan::read(&policy.spec) {
         Ok(plan) => plan,
         Err(error) => return put_off(shared, policy, &error.into()).await,
     };
-    let now = shared.ledger.now().await?;
     let mut last_job = policy.last_job;
     let mut next = policy.next_due;
     for _ in 0..DUE_TIMES_PER_TURN {
@@ -122,8 +130,6 @@ async fn tick_policy(
         };
         let outcome = match shared.ledger.tick(&tick, Some(leadership)).await? {
             TickResult::Decided(outcome) => {
-                let late = shared.ledger.now().await?.since(due);
-                metrics::gauge!(metric::SCHEDULER_LAG).set(late.as_secs_f64());
                 say(policy, due, &outcome);
                 outcome
             }
