@@ -15,8 +15,8 @@ use std::{
 
 use bytes::Bytes;
 use fettler_engine::{
-    BackupOptions, BackupReport, Cut, EngineContext, EngineError, Identity, StreamEnd, StreamSink,
-    Target,
+    BackupOptions, BackupReport, Cut, EngineContext, EngineError, Identity, ROW_HASH, StreamEnd,
+    StreamSink, Target,
 };
 use fettler_model::{Fingerprint, ObjectFacts, ObjectKind, Warning};
 use futures::{future::try_join_all, try_join};
@@ -212,6 +212,7 @@ pub(crate) async fn backup(
         identity: moment.identity,
         position,
         objects,
+        row_hash: ROW_HASH.to_owned(),
         engine_data: serde_json::to_value(&data).map_err(|error| EngineError::Database {
             what: format!("the backup's description cannot be written: {error}"),
             transient: false,
