@@ -91,6 +91,7 @@ pub(crate) enum WorkKind {
 pub(crate) struct Found {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) bytes: u64,
+    pub(crate) largest_row: u64,
     pub(crate) counted: Option<u64>,
 }
 
@@ -166,6 +167,9 @@ pub(crate) async fn backup(
         .map_err(|error| error.doing("ending the moment that was read"))?;
     moment.holder.close().await;
 
+    for (at, table) in moment.tables.iter_mut().enumerate() {
+        table.largest_row = findings.get(&Some(at)).map_or(0, |found| found.largest_row);
+    }
     let mut objects = table_facts(&moment.tables, &findings);
     objects.extend(sequences.iter().map(|sequence| {
         object(
@@ -845,6 +849,7 @@ impl Shared {
                 self.add(work.table, |found| {
                     found.fingerprint.merge(&copied.fingerprint);
                     found.bytes += copied.bytes;
+                    found.largest_row = found.largest_row.max(copied.largest_row);
                 });
             }
         }

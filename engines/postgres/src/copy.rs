@@ -76,6 +76,8 @@ impl Reading {
 pub(crate) struct Copied {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) bytes: u64,
+    /// Bytes of the largest row.
+    pub(crate) largest_row: u64,
 }
 
 /// Runs one `COPY … TO STDOUT` to its end. Buffers go to `out`, where somebody wants them.
@@ -130,6 +132,7 @@ pub(crate) async fn copy_out(
     }
     let rest = rows.take();
     copied.bytes += rest.len() as u64;
+    copied.largest_row = rows.largest_row;
     copied.fingerprint = rows.finish().ok_or_else(|| EngineError::Database {
         what: format!("{doing}: the server's binary COPY has a form that is not known"),
         transient: false,
@@ -152,6 +155,9 @@ struct Rows {
     /// What is left of buffers that were handed on, oldest first: each is filled again once whoever took it has let it go.
     /// Memory that is new each time costs the system a fault a page.
     handed_on: VecDeque<BytesMut>,
+    /// Bytes of the current row so far, and of the largest one.
+    row_bytes: u64,
+    largest_row: u64,
     /// Where in the buffer the part of the current row begins that is not hashed yet.
     row_start: usize,
     /// A row that did not end in the buffer that it began in.
@@ -178,6 +184,8 @@ impl Rows {
             fingerprint: Fingerprint::empty(),
             buffer: BytesMut::with_capacity(ROOM_BYTES),
             handed_on: VecDeque::with_capacity(BUFFERS_KEPT),
+            row_bytes: 0,
+            largest_row: 0,
             row_start: 0,
             cut_row: None,
             header_left: if binary { BINARY_HEADER.len() } else { 0 },
@@ -190,6 +198,7 @@ impl Rows {
     #[inline]
     fn add(&mut self, piece: &[u8], ends_row: bool) {
         self.buffer.extend_from_slice(piece);
+        self.row_bytes += piece.len() as u64;
         if self.header_left > 0 {
             let skip = self.header_left.min(piece.len());
             let from = BINARY_HEADER.len() - self.header_left;
@@ -200,6 +209,8 @@ impl Rows {
         if !ends_row {
             return;
         }
+        self.largest_row = self.largest_row.max(self.row_bytes);
+        self.row_bytes = 0;
         let rest = &self.buffer[self.row_start..];
         if let Some(mut row) = self.cut_row.take() {
             if self.binary

@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod identify;
 mod large_objects;
+mod large_values;
 mod load;
 mod names;
 mod params;
