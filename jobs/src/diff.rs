@@ -189,7 +189,7 @@ mod tests {
     fn table_of(name: &str, rows: &[u8], format: &str) -> ObjectFacts {
         let mut fingerprint = Fingerprint::empty();
         rows.iter()
-            .for_each(|row| fingerprint.add_row_hash(&[u64::from(*row); 4]));
+            .for_each(|row| fingerprint.add_row_hash([u64::from(*row); 2]));
         ObjectFacts {
             kind: ObjectKind::Table,
             name: name.to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! Each row of a database is hashed once when it is backed up and once when it is proven, most of them with 100
 //! to 500 bytes: a tree hash made for long messages spends more on such a row than compression does. This is
-//! HighwayHash, a keyed pseudo-random function of 256 bits made for short input, by the fastest
+//! HighwayHash, a keyed pseudo-random function of 128 bits made for short input, by the fastest
 //! instructions that the processor has. Nothing more is needed of it: whoever wants rows to collide would have to
 //! know the key, which never leaves the tenant's own processes, and the hash of a single row is never shown.
 
@@ -11,10 +11,10 @@ use highway::{HighwayHash, HighwayHasher, Key};
 
 /// What the hash is called where a backup says by which one its fingerprints were made. Fingerprints of other
 /// names cannot be compared with these.
-pub const ROW_HASH: &str = "highwayhash-256";
+pub const ROW_HASH: &str = "highwayhash-128";
 
 /// Separates this use of the fingerprint key from all others.
-const CONTEXT: &str = "fettler row hash highwayhash-256";
+const CONTEXT: &str = "fettler row hash highwayhash-128";
 
 /// Hashes rows under a tenant's key. A clone has the same key and nothing of the row.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl RowHasher {
     /// Adds a row that lies in memory whole.
     #[inline]
     pub fn add(&self, row: &[u8], to: &mut Fingerprint) {
-        to.add_row_hash(&self.0.clone().hash256(row));
+        to.add_row_hash(self.0.clone().hash128(row));
     }
 
     /// Begins a row that comes in pieces.
@@ -69,7 +69,7 @@ impl LongRow {
 
     /// Adds the row, which is whole now.
     pub fn add(self, to: &mut Fingerprint) {
-        to.add_row_hash(&self.0.finalize256());
+        to.add_row_hash(self.0.finalize128());
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use fettler_engine::{EngineContext, LongRow, ProgressMeter, RateLimit, RowHasher};
 
-use crate::wire::{CopyPiece, Session};
+use crate::wire::{Arrived, Session};
 
 /// Bytes that are handed on at once.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
@@ -107,13 +107,17 @@ pub(crate) async fn copy_out(
     let mut copied = Copied::default();
     let mut told_rows = 0;
     loop {
-        match session.copy_piece().map_err(|error| error.doing(doing))? {
-            CopyPiece::Wait => waiting(session, false).await?,
-            CopyPiece::Part { ends_row } => {
-                rows.add(session.buffered(), ends_row);
-                if rows.buffer.len() < BUFFER_BYTES {
-                    continue;
-                }
+        let take = |piece: &[u8], ends_row| {
+            rows.add(piece, ends_row);
+            rows.buffer.len() >= BUFFER_BYTES
+        };
+        match session
+            .copy_rows(take)
+            .map_err(|error| error.doing(doing))?
+        {
+            Arrived::Wait => waiting(session, false).await?,
+            Arrived::End => break,
+            Arrived::Enough => {
                 let buffer = rows.take();
                 copied.bytes += buffer.len() as u64;
                 reading.rate.pass(buffer.len() as u64).await;
@@ -127,7 +131,6 @@ pub(crate) async fn copy_out(
                     out.send(buffer).await.map_err(|_| EngineError::Stopped)?;
                 }
             }
-            CopyPiece::End => break,
         }
     }
     let rest = rows.take();

@@ -16,7 +16,7 @@ use crate::{
     data::TableData,
     error::WireError,
     names::{literal, quote_ident},
-    wire::{CopyPiece, Session},
+    wire::{Arrived, Session},
 };
 
 /// From this size on a value passes in pieces.
@@ -279,11 +279,14 @@ async fn gather(session: &mut Session, sql: &str) -> Result<Vec<u8>, WireError> 
         .await?;
     let mut gathered = Vec::new();
     loop {
-        match session.copy_piece()? {
-            CopyPiece::Part { .. } => gathered.extend_from_slice(session.buffered()),
-            CopyPiece::Wait => session.copy_wait().await?,
-            CopyPiece::End => return Ok(gathered),
+        let take = |piece: &[u8], _| {
+            gathered.extend_from_slice(piece);
+            false
+        };
+        if session.copy_rows(take)? == Arrived::End {
+            return Ok(gathered);
         }
+        session.copy_wait().await?;
     }
 }
 

@@ -211,6 +211,11 @@ impl LargeRows {
         }
     }
 
+    /// Whether a COPY runs: none does while a large value comes in.
+    pub(super) fn copies(&self) -> bool {
+        self.large.is_empty()
+    }
+
     /// Sends one piece of a stream. Gives back the rows of what ended.
     pub(super) async fn send(
         &mut self,

@@ -367,9 +367,11 @@ async fn copy_in(
                         progress.add(bytes.len() as u64, 0);
                     }
                     Err(error) => {
-                        lent.abandon_copy_in()
-                            .await
-                            .map_err(|error| error.doing(&doing_there))?;
+                        if large.as_ref().is_none_or(LargeRows::copies) {
+                            lent.abandon_copy_in()
+                                .await
+                                .map_err(|error| error.doing(&doing_there))?;
+                        }
                         return Err(error);
                     }
                 }

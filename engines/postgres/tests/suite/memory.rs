@@ -1,12 +1,13 @@
 //! How much memory a server needs while rows are brought to it.
 
-use std::{fs, future::Future, time::Duration};
+use std::{fs, future::Future, sync::Arc, time::Duration};
 
-use fettler_engine::{DatabaseEngine, RestoreOptions};
+use fettler_engine::{DatabaseEngine, EngineError, RestoreOptions};
 use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer};
 
 use crate::common::{
-    Attempt, back_up, beside, close, engine, engine_of_both, mismatches, open_sandbox, restore,
+    Attempt, Watcher, back_up, beside, close, engine, engine_of_both, mismatches, open_sandbox,
+    restore,
 };
 
 /// Memory of its own that the largest of the processes below this one holds, bytes.
@@ -136,4 +137,45 @@ async fn p4_a_proof_of_large_values_needs_little_more_than_twice_the_largest_row
             "{major:?}: {comparing} bytes to read them back"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_breaks_off_within_a_large_value_fails_the_restore() {
+    let server = PostgresServer::start(PgMajor::V15, PostgresOptions::new()).unwrap();
+    server
+        .psql(
+            "postgres",
+            "CREATE TABLE large (id int, v text); INSERT INTO large SELECT 1, repeat('0123456789abcdef', 66 * 65536)",
+        )
+        .unwrap();
+    let engine = engine_of_both();
+    let (mut backup, report) = back_up(&engine, &server.url("postgres")).await;
+    backup.on_read = Some(Watcher(Arc::new(|_, bytes| {
+        if bytes < 30 * 1024 * 1024 {
+            return Ok(());
+        }
+        Err(EngineError::Database {
+            what: "the store went away".to_owned(),
+            transient: true,
+        })
+    })));
+    let attempt = Attempt::new();
+    let sandbox = open_sandbox(&engine, &attempt, &report).await;
+    let options = RestoreOptions::default();
+    let restoring = engine.restore(
+        &attempt.context,
+        &backup,
+        &report,
+        &sandbox.target,
+        &options,
+    );
+    let failed = tokio::time::timeout(Duration::from_secs(120), restoring)
+        .await
+        .expect("it ends")
+        .unwrap_err();
+    close(&engine, &sandbox).await;
+    assert!(
+        failed.to_string().contains("the store went away"),
+        "{failed}"
+    );
 }
