@@ -109,7 +109,11 @@ pub async fn diff(
 ) -> Result<DiffOutput, Problem> {
     let before = report_of(&repository.manifest(from).await?)?;
     let after = report_of(&repository.manifest(to).await?)?;
-    let mut objects = compare(&before.objects, &after.objects);
+    let mut objects = compare(
+        &before.objects,
+        &after.objects,
+        before.row_hash == after.row_hash,
+    );
     let same = objects.iter().all(|object| object.change == Change::Same);
     if !all {
         objects.retain(|object| object.change != Change::Same);
@@ -122,7 +126,7 @@ pub async fn diff(
     })
 }
 
-fn compare(before: &[ObjectFacts], after: &[ObjectFacts]) -> Vec<Difference> {
+fn compare(before: &[ObjectFacts], after: &[ObjectFacts], same_hash: bool) -> Vec<Difference> {
     let key = |object: &ObjectFacts| (object.kind, object.name.clone());
     let rows = |object: &ObjectFacts| object.fingerprint.map(|print| print.rows);
     let mut old: BTreeMap<_, _> = before.iter().map(|object| (key(object), object)).collect();
@@ -132,7 +136,7 @@ fn compare(before: &[ObjectFacts], after: &[ObjectFacts]) -> Vec<Difference> {
             let earlier = old.remove(&key(object));
             let change = match earlier {
                 None => Change::Added,
-                Some(earlier) => compare_one(earlier, object),
+                Some(earlier) => compare_one(earlier, object, same_hash),
             };
             Difference {
                 kind: object.kind,
@@ -154,10 +158,10 @@ fn compare(before: &[ObjectFacts], after: &[ObjectFacts]) -> Vec<Difference> {
     differences
 }
 
-fn compare_one(before: &ObjectFacts, after: &ObjectFacts) -> Change {
+fn compare_one(before: &ObjectFacts, after: &ObjectFacts, same_hash: bool) -> Change {
     match (before.fingerprint, after.fingerprint) {
-        // A row that is written in another format has another hash, though it is the same.
-        (Some(one), Some(other)) if before.format == after.format => {
+        // A row that is written in another format, or hashed in another way, has another hash, though it is the same.
+        (Some(one), Some(other)) if same_hash && before.format == after.format => {
             if one == other && before.value == after.value {
                 Change::Same
             } else {
@@ -185,7 +189,7 @@ mod tests {
     fn table_of(name: &str, rows: &[u8], format: &str) -> ObjectFacts {
         let mut fingerprint = Fingerprint::empty();
         rows.iter()
-            .for_each(|row| fingerprint.add_row_hash(&[*row; 32]));
+            .for_each(|row| fingerprint.add_row_hash([u64::from(*row); 2]));
         ObjectFacts {
             kind: ObjectKind::Table,
             name: name.to_owned(),
@@ -211,7 +215,7 @@ mod tests {
             table_of("d", &[1], "text"),
             table_of("e", &[], "binary"),
         ];
-        let changes: Vec<(String, Change)> = compare(&before, &after)
+        let changes: Vec<(String, Change)> = compare(&before, &after, true)
             .into_iter()
             .map(|difference| (difference.name, difference.change))
             .collect();
@@ -225,5 +229,7 @@ mod tests {
                 ("e".to_owned(), Change::Added),
             ]
         );
+        let by_another_hash = compare(&before[1..2], &after[1..2], false);
+        assert_eq!(by_another_hash[0].change, Change::Unknown);
     }
 }

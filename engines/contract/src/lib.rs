@@ -8,6 +8,7 @@ mod context;
 mod error;
 mod progress;
 mod rate;
+mod row_hash;
 mod streams;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -26,6 +27,7 @@ pub use context::{
 pub use error::EngineError;
 pub use progress::ProgressMeter;
 pub use rate::RateLimit;
+pub use row_hash::{LongRow, ROW_HASH, RowHasher};
 pub use streams::{
     Cut, StreamEnd, StreamFacts, StreamReader, StreamSink, StreamSource, StreamWriter,
 };
@@ -101,6 +103,9 @@ pub struct BackupReport {
     pub position: serde_json::Value,
     /// Everything that is inside, with fingerprints taken while it passed.
     pub objects: Vec<ObjectFacts>,
+    /// Which hash of rows the fingerprints are sums of: [`ROW_HASH`], or another version's.
+    #[serde(default)]
+    pub row_hash: String,
     /// What the engine needs for a restore; nobody else reads it.
     pub engine_data: serde_json::Value,
     /// What a person should look at.

@@ -15,8 +15,8 @@ use std::{
 
 use bytes::Bytes;
 use fettler_engine::{
-    BackupOptions, BackupReport, Cut, EngineContext, EngineError, Identity, StreamEnd, StreamSink,
-    Target,
+    BackupOptions, BackupReport, Cut, EngineContext, EngineError, Identity, ROW_HASH, StreamEnd,
+    StreamSink, Target,
 };
 use fettler_model::{Fingerprint, ObjectFacts, ObjectKind, Warning};
 use futures::{future::try_join_all, try_join};
@@ -91,6 +91,7 @@ pub(crate) enum WorkKind {
 pub(crate) struct Found {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) bytes: u64,
+    pub(crate) largest_row: u64,
     pub(crate) counted: Option<u64>,
 }
 
@@ -166,6 +167,9 @@ pub(crate) async fn backup(
         .map_err(|error| error.doing("ending the moment that was read"))?;
     moment.holder.close().await;
 
+    for (at, table) in moment.tables.iter_mut().enumerate() {
+        table.largest_row = findings.get(&Some(at)).map_or(0, |found| found.largest_row);
+    }
     let mut objects = table_facts(&moment.tables, &findings);
     objects.extend(sequences.iter().map(|sequence| {
         object(
@@ -212,6 +216,7 @@ pub(crate) async fn backup(
         identity: moment.identity,
         position,
         objects,
+        row_hash: ROW_HASH.to_owned(),
         engine_data: serde_json::to_value(&data).map_err(|error| EngineError::Database {
             what: format!("the backup's description cannot be written: {error}"),
             transient: false,
@@ -845,6 +850,7 @@ impl Shared {
                 self.add(work.table, |found| {
                     found.fingerprint.merge(&copied.fingerprint);
                     found.bytes += copied.bytes;
+                    found.largest_row = found.largest_row.max(copied.largest_row);
                 });
             }
         }

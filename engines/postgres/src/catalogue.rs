@@ -228,6 +228,7 @@ pub(crate) async fn tables(
                 rows_as: if binary { Format::Binary } else { Format::Text },
                 condition: relation.condition.clone(),
                 through: through.get(&relation.oid).cloned(),
+                largest_row: 0,
                 excluded: false,
                 streams: Vec::new(),
             }

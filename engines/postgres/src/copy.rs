@@ -5,18 +5,22 @@ use bytes::{Bytes, BytesMut};
 use fettler_engine::EngineError;
 use fettler_model::Fingerprint;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use fettler_engine::{EngineContext, ProgressMeter, RateLimit};
+use fettler_engine::{EngineContext, LongRow, ProgressMeter, RateLimit, RowHasher};
 
-use crate::wire::{CopyPiece, Session};
+use crate::wire::{Arrived, Session};
 
 /// Bytes that are handed on at once.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
 /// Buffers that may wait for whoever takes them, a session.
 pub(crate) const BUFFERS_WAITING: usize = 4;
+/// Room in a buffer: what is handed on at once, and the row that fills it up.
+const ROOM_BYTES: usize = BUFFER_BYTES + BUFFER_BYTES / 4;
+/// Buffers that are kept to be filled again: those that wait, one that is being used up, one more that is about to be.
+const BUFFERS_KEPT: usize = BUFFERS_WAITING + 2;
 /// How the file form of binary COPY begins: signature, flags, length of the header's extension.
 pub(crate) const BINARY_HEADER: [u8; 19] = *b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// How it ends: a row of -1 fields.
@@ -50,7 +54,7 @@ impl Format {
 /// What a reader needs of its attempt; it lives in a task of its own.
 #[derive(Clone)]
 pub(crate) struct Reading {
-    key: [u8; 32],
+    hasher: RowHasher,
     stop: CancellationToken,
     progress: Arc<ProgressMeter>,
     rate: Arc<RateLimit>,
@@ -59,7 +63,7 @@ pub(crate) struct Reading {
 impl Reading {
     pub(crate) fn of(context: &EngineContext, stop: &CancellationToken) -> Self {
         Self {
-            key: context.fingerprint_key,
+            hasher: RowHasher::new(&context.fingerprint_key),
             stop: stop.clone(),
             progress: Arc::clone(&context.progress),
             rate: Arc::clone(&context.rate),
@@ -72,6 +76,8 @@ impl Reading {
 pub(crate) struct Copied {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) bytes: u64,
+    /// Bytes of the largest row.
+    pub(crate) largest_row: u64,
 }
 
 /// Runs one `COPY … TO STDOUT` to its end. Buffers go to `out`, where somebody wants them.
@@ -97,17 +103,21 @@ pub(crate) async fn copy_out(
         }
     };
     waiting(session, true).await?;
-    let mut rows = RowHasher::new(reading.key, format);
+    let mut rows = Rows::new(reading.hasher.clone(), format);
     let mut copied = Copied::default();
     let mut told_rows = 0;
     loop {
-        match session.copy_piece().map_err(|error| error.doing(doing))? {
-            CopyPiece::Wait => waiting(session, false).await?,
-            CopyPiece::Part { ends_row } => {
-                rows.add(session.buffered(), ends_row);
-                if rows.buffer.len() < BUFFER_BYTES {
-                    continue;
-                }
+        let take = |piece: &[u8], ends_row| {
+            rows.add(piece, ends_row);
+            rows.buffer.len() >= BUFFER_BYTES
+        };
+        match session
+            .copy_rows(take)
+            .map_err(|error| error.doing(doing))?
+        {
+            Arrived::Wait => waiting(session, false).await?,
+            Arrived::End => break,
+            Arrived::Enough => {
                 let buffer = rows.take();
                 copied.bytes += buffer.len() as u64;
                 reading.rate.pass(buffer.len() as u64).await;
@@ -121,11 +131,11 @@ pub(crate) async fn copy_out(
                     out.send(buffer).await.map_err(|_| EngineError::Stopped)?;
                 }
             }
-            CopyPiece::End => break,
         }
     }
     let rest = rows.take();
     copied.bytes += rest.len() as u64;
+    copied.largest_row = rows.largest_row;
     copied.fingerprint = rows.finish().ok_or_else(|| EngineError::Database {
         what: format!("{doing}: the server's binary COPY has a form that is not known"),
         transient: false,
@@ -141,14 +151,20 @@ pub(crate) async fn copy_out(
 
 /// Gathers rows into buffers and adds their hashes up. A row is one message of the server; in binary the
 /// first one has the header before it, and the last one is the trailer.
-struct RowHasher {
-    key: [u8; 32],
+struct Rows {
+    hasher: RowHasher,
     fingerprint: Fingerprint,
     buffer: BytesMut,
+    /// What is left of buffers that were handed on, oldest first: each is filled again once whoever took it has let it go.
+    /// Memory that is new each time costs the system a fault a page.
+    handed_on: VecDeque<BytesMut>,
+    /// Bytes of the current row so far, and of the largest one.
+    row_bytes: u64,
+    largest_row: u64,
     /// Where in the buffer the part of the current row begins that is not hashed yet.
     row_start: usize,
     /// A row that did not end in the buffer that it began in.
-    long_row: Option<LongRow>,
+    cut_row: Option<CutRow>,
     /// Bytes of the binary header that are still to come.
     header_left: usize,
     binary: bool,
@@ -157,21 +173,24 @@ struct RowHasher {
 }
 
 /// The hash of a row that comes in several buffers.
-struct LongRow {
-    hasher: Box<blake3::Hasher>,
+struct CutRow {
+    hash: Box<LongRow>,
     /// Its first byte, where it has no more than one yet: the trailer may be cut in two like any row.
     only_byte: Option<u8>,
 }
 
-impl RowHasher {
-    fn new(key: [u8; 32], format: Format) -> Self {
+impl Rows {
+    fn new(hasher: RowHasher, format: Format) -> Self {
         let binary = format == Format::Binary;
         Self {
-            key,
+            hasher,
             fingerprint: Fingerprint::empty(),
-            buffer: BytesMut::with_capacity(2 * BUFFER_BYTES),
+            buffer: BytesMut::with_capacity(ROOM_BYTES),
+            handed_on: VecDeque::with_capacity(BUFFERS_KEPT),
+            row_bytes: 0,
+            largest_row: 0,
             row_start: 0,
-            long_row: None,
+            cut_row: None,
             header_left: if binary { BINARY_HEADER.len() } else { 0 },
             binary,
             trailer_seen: false,
@@ -182,6 +201,7 @@ impl RowHasher {
     #[inline]
     fn add(&mut self, piece: &[u8], ends_row: bool) {
         self.buffer.extend_from_slice(piece);
+        self.row_bytes += piece.len() as u64;
         if self.header_left > 0 {
             let skip = self.header_left.min(piece.len());
             let from = BINARY_HEADER.len() - self.header_left;
@@ -192,23 +212,23 @@ impl RowHasher {
         if !ends_row {
             return;
         }
+        self.largest_row = self.largest_row.max(self.row_bytes);
+        self.row_bytes = 0;
         let rest = &self.buffer[self.row_start..];
-        if let Some(mut row) = self.long_row.take() {
+        if let Some(mut row) = self.cut_row.take() {
             if self.binary
                 && row.only_byte == Some(BINARY_TRAILER[0])
                 && rest == &BINARY_TRAILER[1..]
             {
                 self.trailer_seen = true;
             } else {
-                row.hasher.update(rest);
-                self.fingerprint
-                    .add_row_hash(row.hasher.finalize().as_bytes());
+                row.hash.update(rest);
+                row.hash.add(&mut self.fingerprint);
             }
         } else if self.binary && rest == BINARY_TRAILER {
             self.trailer_seen = true;
         } else if !rest.is_empty() {
-            self.fingerprint
-                .add_row_hash(blake3::keyed_hash(&self.key, rest).as_bytes());
+            self.hasher.add(rest, &mut self.fingerprint);
         }
         self.row_start = self.buffer.len();
     }
@@ -217,16 +237,16 @@ impl RowHasher {
     fn take(&mut self) -> Bytes {
         let rest = &self.buffer[self.row_start..];
         if let [first, others @ ..] = rest {
-            match &mut self.long_row {
+            match &mut self.cut_row {
                 Some(row) => {
                     row.only_byte = None;
-                    row.hasher.update(rest);
+                    row.hash.update(rest);
                 }
                 None => {
-                    let mut hasher = Box::new(blake3::Hasher::new_keyed(&self.key));
-                    hasher.update(rest);
-                    self.long_row = Some(LongRow {
-                        hasher,
+                    let mut hash = Box::new(self.hasher.begin());
+                    hash.update(rest);
+                    self.cut_row = Some(CutRow {
+                        hash,
                         only_byte: others.is_empty().then_some(*first),
                     });
                 }
@@ -234,14 +254,29 @@ impl RowHasher {
         }
         self.row_start = 0;
         let taken = self.buffer.split().freeze();
-        self.buffer.reserve(BUFFER_BYTES + BUFFER_BYTES / 4);
+        let next = self.empty_buffer();
+        self.handed_on
+            .push_back(std::mem::replace(&mut self.buffer, next));
         taken
+    }
+
+    fn empty_buffer(&mut self) -> BytesMut {
+        if let Some(oldest) = self.handed_on.front_mut()
+            && oldest.try_reclaim(ROOM_BYTES)
+            && let Some(free) = self.handed_on.pop_front()
+        {
+            return free;
+        }
+        if self.handed_on.len() == BUFFERS_KEPT {
+            self.handed_on.pop_front();
+        }
+        BytesMut::with_capacity(ROOM_BYTES)
     }
 
     fn finish(self) -> Option<Fingerprint> {
         let whole =
             !self.binary || (self.trailer_seen && self.header_left == 0 && !self.header_wrong);
-        (whole && self.long_row.is_none()).then_some(self.fingerprint)
+        (whole && self.cut_row.is_none()).then_some(self.fingerprint)
     }
 }
 
@@ -252,7 +287,7 @@ mod tests {
     use super::*;
 
     fn fingerprint(rows: &[Vec<u8>], format: Format, cut: usize) -> Fingerprint {
-        let mut hasher = RowHasher::new([7; 32], format);
+        let mut gathered = Rows::new(RowHasher::new(&[7; 32]), format);
         let mut messages: Vec<Vec<u8>> = rows.to_vec();
         if format == Format::Binary {
             messages.push(BINARY_TRAILER.to_vec());
@@ -262,15 +297,15 @@ mod tests {
         for message in &messages {
             let mut pieces = message.chunks(cut).peekable();
             while let Some(piece) = pieces.next() {
-                hasher.add(piece, pieces.peek().is_none());
-                if hasher.buffer.len() > cut * 2 {
-                    bytes += hasher.take().len();
+                gathered.add(piece, pieces.peek().is_none());
+                if gathered.buffer.len() > cut * 2 {
+                    bytes += gathered.take().len();
                 }
             }
         }
-        bytes += hasher.take().len();
+        bytes += gathered.take().len();
         assert_eq!(bytes, messages.iter().map(Vec::len).sum::<usize>());
-        hasher.finish().unwrap()
+        gathered.finish().unwrap()
     }
 
     proptest! {
@@ -282,7 +317,7 @@ mod tests {
             for format in [Format::Binary, Format::Text] {
                 let mut expected = Fingerprint::empty();
                 for row in &rows {
-                    expected.add_row_hash(blake3::keyed_hash(&[7; 32], row).as_bytes());
+                    RowHasher::new(&[7; 32]).add(row, &mut expected);
                 }
                 prop_assert_eq!(fingerprint(&rows, format, cut), expected);
             }
@@ -291,9 +326,9 @@ mod tests {
 
     #[test]
     fn a_binary_copy_without_its_trailer_is_not_whole() {
-        let mut hasher = RowHasher::new([7; 32], Format::Binary);
-        hasher.add(&BINARY_HEADER, true);
-        hasher.add(&[0, 0], true);
-        assert!(hasher.finish().is_none());
+        let mut rows = Rows::new(RowHasher::new(&[7; 32]), Format::Binary);
+        rows.add(&BINARY_HEADER, true);
+        rows.add(&[0, 0], true);
+        assert!(rows.finish().is_none());
     }
 }

@@ -132,6 +132,9 @@ pub(crate) struct TableData {
     /// another partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) through: Option<(String, String)>,
+    /// Bytes of its largest row, in the form in which it was read.
+    #[serde(default)]
+    pub(crate) largest_row: u64,
     /// Whether its rows were left out on request.
     #[serde(default)]
     pub(crate) excluded: bool,

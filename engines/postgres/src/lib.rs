@@ -3,7 +3,8 @@
 //!
 //! Everything that surprises about it stands where it is handled. The parts, in the order of a backup's life:
 //! [`params`] and [`connect`] log in, [`wire`] is a session, [`identify`] asks who is there and what is allowed, [`backup`]
-//! reads, [`restore`] puts back, [`sandbox`] makes a server for a proof, [`facts`] reads a copy for comparison.
+//! reads, [`restore`] puts back, [`sandbox`] makes a server for a proof, [`facts`] reads a copy for comparison, and [`large_values`] says how
+//! values of hundreds of megabytes get in and out of it.
 
 mod backup;
 mod catalogue;
@@ -14,6 +15,7 @@ mod error;
 mod facts;
 mod identify;
 mod large_objects;
+mod large_values;
 mod load;
 mod names;
 mod params;

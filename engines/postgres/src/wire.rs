@@ -78,14 +78,11 @@ fn unreadable(column: usize, why: &str) -> EngineError {
     }
 }
 
-/// A piece of what COPY sends.
-#[derive(Debug)]
-pub(crate) enum CopyPiece {
-    /// [`Session::buffered`] belongs to the current row.
-    Part {
-        /// Whether the row ends with it.
-        ends_row: bool,
-    },
+/// Why [`Session::copy_rows`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrived {
+    /// Whoever takes the rows has enough for now.
+    Enough,
     /// Nothing more has arrived yet.
     Wait,
     /// The copy has ended.
@@ -99,8 +96,6 @@ pub(crate) struct Session {
     read: BytesMut,
     /// Bytes of the current row's message that were not handed out yet.
     row_left: usize,
-    /// Bytes handed out by [`Session::copy_piece`] and not consumed yet.
-    handed_out: usize,
     send: BytesMut,
 }
 
@@ -119,7 +114,6 @@ impl Session {
             server,
             read: BytesMut::with_capacity(2 * READ_BUFFER_BYTES),
             row_left: 0,
-            handed_out: 0,
             send: BytesMut::new(),
         }
     }
@@ -131,7 +125,6 @@ impl Session {
             server: Arc::clone(&self.server),
             read: BytesMut::new(),
             row_left: 0,
-            handed_out: 0,
             send: BytesMut::new(),
         };
         std::mem::replace(self, closed)
@@ -202,37 +195,61 @@ impl Session {
         }
     }
 
-    /// The next piece of a running `COPY … TO STDOUT` that has arrived already. Its bytes are
-    /// [`Session::buffered`] until the next call. At the end the session is ready for the next statement; after an
-    /// error it is not to be used again.
-    pub(crate) fn copy_piece(&mut self) -> Result<CopyPiece, WireError> {
-        self.read.advance(std::mem::take(&mut self.handed_out));
-        while self.row_left == 0 {
-            if self.read.len() < HEADER_BYTES {
-                return Ok(CopyPiece::Wait);
+    /// Hands out what has arrived of a running `COPY … TO STDOUT`: pieces of rows, and whether the row ends with the piece; `take` says
+    /// whether it has enough for now. At the end the session is ready for the next statement; after an error it is not to
+    /// be used again.
+    pub(crate) fn copy_rows(
+        &mut self,
+        mut take: impl FnMut(&[u8], bool) -> bool,
+    ) -> Result<Arrived, WireError> {
+        loop {
+            // Rows are short, so that this is the inner loop of every backup: the buffer moves on once for all of them.
+            let mut rest = &self.read[..];
+            let mut enough = false;
+            while !enough {
+                if self.row_left == 0 {
+                    let Some(([b'd', length @ ..], behind)) =
+                        rest.split_first_chunk::<HEADER_BYTES>()
+                    else {
+                        break;
+                    };
+                    let Some(body) = u32::from_be_bytes(*length).checked_sub(4) else {
+                        return Err(self.unexpected("a message of negative length"));
+                    };
+                    self.row_left = body as usize;
+                    rest = behind;
+                } else if rest.is_empty() {
+                    break;
+                } else {
+                    let (piece, behind) = rest.split_at(self.row_left.min(rest.len()));
+                    self.row_left -= piece.len();
+                    rest = behind;
+                    enough = take(piece, self.row_left == 0);
+                }
             }
-            let length =
-                u32::from_be_bytes([self.read[1], self.read[2], self.read[3], self.read[4]]);
-            let body = (length as usize)
-                .checked_sub(4)
-                .ok_or_else(|| self.unexpected("a message of negative length"))?;
-            let tag = self.read[0];
-            if tag == b'd' {
-                self.read.advance(HEADER_BYTES);
-                self.row_left = body;
-                continue;
+            let taken = self.read.len() - rest.len();
+            self.read.advance(taken);
+            if enough {
+                return Ok(Arrived::Enough);
             }
+            let Some([tag, length @ ..]) = self.read.first_chunk::<HEADER_BYTES>() else {
+                return Ok(Arrived::Wait);
+            };
+            let tag = *tag;
+            let Some(body) = (u32::from_be_bytes(*length) as usize).checked_sub(4) else {
+                return Err(self.unexpected("a message of negative length"));
+            };
             if self.read.len() < HEADER_BYTES + body {
                 if body > MESSAGE_LIMIT_BYTES {
                     return Err(self.unexpected(format!("a message of {body} bytes")));
                 }
-                return Ok(CopyPiece::Wait);
+                return Ok(Arrived::Wait);
             }
             self.read.advance(HEADER_BYTES);
             let message = self.read.split_to(body);
             match tag {
                 b'c' | b'C' | b'N' | b'S' | b'A' => {}
-                b'Z' => return Ok(CopyPiece::End),
+                b'Z' => return Ok(Arrived::End),
                 b'E' => {
                     let message = server_message(&message);
                     return Err(self.fail(WireErrorKind::Server(Box::new(message))));
@@ -240,25 +257,11 @@ impl Session {
                 other => return Err(self.unexpected(format!("message {:?}", char::from(other)))),
             }
         }
-        let bytes = self.row_left.min(self.read.len());
-        if bytes == 0 {
-            return Ok(CopyPiece::Wait);
-        }
-        self.row_left -= bytes;
-        self.handed_out = bytes;
-        Ok(CopyPiece::Part {
-            ends_row: self.row_left == 0,
-        })
     }
 
     /// Waits for more of a running `COPY … TO STDOUT`.
     pub(crate) async fn copy_wait(&mut self) -> Result<(), WireError> {
         self.fill().await
-    }
-
-    /// The bytes of the piece that was handed out last.
-    pub(crate) fn buffered(&self) -> &[u8] {
-        &self.read[..self.handed_out]
     }
 
     /// Begins a `COPY … FROM STDIN`.
@@ -475,16 +478,18 @@ mod tests {
         let mut seen = Vec::new();
         let mut row = 0;
         loop {
-            match session.copy_piece().unwrap() {
-                CopyPiece::End => break,
-                CopyPiece::Wait => session.copy_wait().await.unwrap(),
-                CopyPiece::Part { ends_row } => {
-                    assert!(session.buffered().len() <= 2 * READ_BUFFER_BYTES);
-                    row += session.buffered().len();
-                    if ends_row {
-                        seen.push(std::mem::take(&mut row));
-                    }
+            let take = |piece: &[u8], ends_row| {
+                assert!(piece.len() <= 2 * READ_BUFFER_BYTES);
+                row += piece.len();
+                if ends_row {
+                    seen.push(std::mem::take(&mut row));
                 }
+                ends_row
+            };
+            match session.copy_rows(take).unwrap() {
+                Arrived::End => break,
+                Arrived::Wait => session.copy_wait().await.unwrap(),
+                Arrived::Enough => assert_eq!(row, 0),
             }
         }
         server.await.unwrap();

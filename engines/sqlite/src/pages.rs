@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use fettler_engine::{
-    BackupOptions, BackupReport, Cut, EngineContext, EngineError, StreamEnd, StreamSink,
+    BackupOptions, BackupReport, Cut, EngineContext, EngineError, ROW_HASH, StreamEnd, StreamSink,
     StreamWriter,
 };
 use fettler_model::Warning;
@@ -166,6 +166,7 @@ pub(crate) async fn backup(
         }),
         engine_data: facts::engine_data(&header, &found),
         objects: facts::of_source(found),
+        row_hash: ROW_HASH.to_owned(),
         warnings,
     })
 }

@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use fettler_engine::{EngineError, ProgressMeter};
+use fettler_engine::{EngineError, LongRow, ProgressMeter, RowHasher};
 use fettler_model::{Fingerprint, ObjectFacts, ObjectKind};
 use rusqlite::{Connection, ErrorCode, Row, types::ValueRef};
 use tokio_util::sync::CancellationToken;
@@ -338,14 +338,13 @@ fn fingerprint_rows(
     let mut rows = statement
         .query(rusqlite::params_from_iter(bounds))
         .map_err(asked)?;
-    let mut hasher = RowHasher::new(scan.key);
+    let hasher = RowHasher::new(scan.key);
+    let mut form = RowForm::new();
     let mut found = Fingerprint::empty();
     let mut bytes = 0;
     let mut told = 0;
     while let Some(row) = rows.next().map_err(asked)? {
-        let (hash, row_bytes) = hasher.hash(row, values).map_err(asked)?;
-        found.add_row_hash(&hash);
-        bytes += row_bytes;
+        bytes += form.add(row, values, &hasher, &mut found).map_err(asked)?;
         if found.rows - told == ROWS_BETWEEN_LOOKS {
             scan.progress.add(0, ROWS_BETWEEN_LOOKS);
             told = found.rows;
@@ -383,27 +382,30 @@ fn rows_sql(table: &Table, has_from: bool, has_to: bool) -> String {
     sql
 }
 
-/// Hashes rows, with buffers that are used again.
+/// Writes rows as the bytes that are hashed, into a buffer that is used again.
 #[derive(Debug)]
-struct RowHasher {
-    key: [u8; 32],
-    /// What of the row was not given to `long` yet.
+struct RowForm {
+    /// What of the row is still to be hashed.
     gathered: Vec<u8>,
-    long: blake3::Hasher,
 }
 
-impl RowHasher {
-    fn new(key: &[u8; 32]) -> Self {
+impl RowForm {
+    fn new() -> Self {
         Self {
-            key: *key,
             gathered: Vec::with_capacity(2 * LARGE_VALUE_BYTES),
-            long: blake3::Hasher::new_keyed(key),
         }
     }
 
-    fn hash(&mut self, row: &Row<'_>, values: usize) -> rusqlite::Result<([u8; 32], u64)> {
+    /// Adds a row to a fingerprint, and says how many bytes its values have.
+    fn add(
+        &mut self,
+        row: &Row<'_>,
+        values: usize,
+        hasher: &RowHasher,
+        to: &mut Fingerprint,
+    ) -> rusqlite::Result<u64> {
         self.gathered.clear();
-        let mut is_long = false;
+        let mut long: Option<LongRow> = None;
         let mut bytes = 0;
         for at in 0..values {
             let (tag, content) = match row.get_ref(at)? {
@@ -434,22 +436,20 @@ impl RowHasher {
             if content.len() < LARGE_VALUE_BYTES {
                 self.gathered.extend_from_slice(content);
             } else {
-                if !is_long {
-                    self.long.reset();
-                    is_long = true;
-                }
-                self.long.update(&self.gathered);
+                let long = long.get_or_insert_with(|| hasher.begin());
+                long.update(&self.gathered);
                 self.gathered.clear();
-                self.long.update(content);
+                long.update(content);
             }
         }
-        let hash = if is_long {
-            self.long.update(&self.gathered);
-            self.long.finalize()
-        } else {
-            blake3::keyed_hash(&self.key, &self.gathered)
-        };
-        Ok((*hash.as_bytes(), bytes))
+        match long {
+            Some(mut long) => {
+                long.update(&self.gathered);
+                long.add(to);
+            }
+            None => hasher.add(&self.gathered, to),
+        }
+        Ok(bytes)
     }
 }
 
@@ -572,14 +572,18 @@ fn orphans(connection: &Connection) -> rusqlite::Result<u64> {
 /// The definitions and the file's own settings, as a digest under the tenant's key.
 fn schema(scan: &Scan<'_>, connection: &Connection) -> rusqlite::Result<ObjectFacts> {
     let header = Header::read(connection)?;
-    let mut hasher = RowHasher::new(scan.key);
+    let hasher = RowHasher::new(scan.key);
+    let mut form = RowForm::new();
     let mut digest = blake3::Hasher::new_keyed(scan.key);
     let mut statement = connection.prepare(
         "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name, tbl_name, sql",
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        digest.update(&hasher.hash(row, 4)?.0);
+        // The order counts here: one row after the other.
+        let mut one = Fingerprint::empty();
+        form.add(row, 4, &hasher, &mut one)?;
+        digest.update(one.to_string().as_bytes());
     }
     let settings = format!(
         "page_size={} encoding={} application_id={} user_version={} auto_vacuum={}",

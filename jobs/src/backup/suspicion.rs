@@ -85,6 +85,7 @@ mod tests {
                     format: None,
                 })
                 .collect(),
+            row_hash: String::new(),
             engine_data: serde_json::Value::Null,
             warnings: Vec::new(),
         }

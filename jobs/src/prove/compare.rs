@@ -150,7 +150,7 @@ mod tests {
     fn table(name: &str, rows: &[u8], counted: Option<u64>) -> ObjectFacts {
         let mut fingerprint = Fingerprint::empty();
         rows.iter()
-            .for_each(|row| fingerprint.add_row_hash(&[*row; 32]));
+            .for_each(|row| fingerprint.add_row_hash([u64::from(*row); 2]));
         ObjectFacts {
             kind: ObjectKind::Table,
             name: name.to_owned(),

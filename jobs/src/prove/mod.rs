@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use fettler_engine::{
-    BackupReport, DatabaseEngine, EngineContext, EngineError, RestoreOptions, Sandbox,
+    BackupReport, DatabaseEngine, EngineContext, EngineError, ROW_HASH, RestoreOptions, Sandbox,
     SandboxRequest, SandboxSpec, Unrecorded,
 };
 use fettler_fault_points::{Point, reached};
@@ -78,6 +78,7 @@ impl JobKind for Prove {
         arguments: ProveArguments,
     ) -> Result<ProveOutput, Problem> {
         let archive = archive::open(context, &arguments.place, arguments.backup).await?;
+        comparable(&archive.report)?;
         let engine = fettler_engines::engine(archive.report.identity.engine);
         let request = sandbox_request(context, &arguments, &archive).await?;
         let mut working = context
@@ -124,6 +125,21 @@ impl JobKind for Prove {
             doubts: comparison.doubts,
         })
     }
+}
+
+/// Refuses a backup whose fingerprints this version does not make: it would seem to differ.
+fn comparable(report: &BackupReport) -> Result<(), Problem> {
+    if report.row_hash == ROW_HASH {
+        return Ok(());
+    }
+    Err(Problem::permanent(
+        "prove.another_row_hash",
+        format!(
+            "the backup's fingerprints are sums of the row hash {:?}, and this version computes {ROW_HASH:?}",
+            report.row_hash
+        ),
+        "prove it with the version of Fettler that made it, or make a new backup; a restore needs no fingerprints",
+    ))
 }
 
 async fn sandbox_request(

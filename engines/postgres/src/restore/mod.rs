@@ -13,6 +13,7 @@
 
 pub(crate) mod archive;
 mod batches;
+mod large_rows;
 mod place;
 mod rows;
 mod select;
@@ -39,6 +40,7 @@ use crate::{
 };
 
 use archive::{Archive, Login, Section};
+use large_rows::LargeTables;
 use place::{Content, MARKER_SCHEMA, Stage, advance};
 use rows::LargeObjects;
 use select::Selection;
@@ -174,8 +176,18 @@ pub(crate) async fn restore(
             (None, sandbox::Kind::Shared) => LargeObjects::Alone,
             (None, _) => LargeObjects::WithOwners,
         };
-        let written =
-            rows::load(context, &data_params, backup, &data, &chosen, large_objects).await?;
+        let large = LargeTables::prepare(&mut place.session, kind, &data, &chosen).await?;
+        let written = rows::load(
+            context,
+            &data_params,
+            backup,
+            &data,
+            &chosen,
+            large_objects,
+            &large,
+        )
+        .await?;
+        large.finish(&mut place.session).await?;
         answer.bytes = written.bytes.load(Relaxed);
         answer.rows = written.rows.load(Relaxed);
         let mut failed = written.refusals();

@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -28,6 +28,7 @@ use crate::{
 
 use super::{
     batches::Batches,
+    large_rows::{LargeRows, LargeTable, LargeTables},
     place::{self, MARKER_SCHEMA, grant_sql, note_sql},
 };
 
@@ -55,6 +56,8 @@ enum LoadKind {
         format: Format,
         /// The table to empty first.
         truncate: Option<String>,
+        /// How its large values get in, where there are some.
+        large: Option<Arc<LargeTable>>,
     },
     /// Pages of large objects, of this size.
     Pages(u64),
@@ -99,6 +102,7 @@ pub(crate) async fn load(
     data: &BackupData,
     chosen: &(dyn Fn(&TableData) -> bool + Sync),
     large_objects: LargeObjects,
+    large: &LargeTables,
 ) -> Result<Written, EngineError> {
     let with_large_objects = large_objects != LargeObjects::None;
     let name = context.attempt.to_string();
@@ -121,7 +125,12 @@ pub(crate) async fn load(
     let mut loads: Vec<Load> = Vec::new();
     for table in data.tables.iter().filter(|table| chosen(table)) {
         for stream in &table.streams {
-            loads.push(load_of(table, stream, bytes_of(stream)));
+            loads.push(load_of(
+                table,
+                stream,
+                bytes_of(stream),
+                large.get(table.oid),
+            ));
         }
     }
     if let Some(objects) = data.large_objects.as_ref().filter(|_| with_large_objects) {
@@ -174,7 +183,7 @@ async fn done(session: &mut Session, written: &Written) -> Result<HashSet<String
         .collect()
 }
 
-fn load_of(table: &TableData, stream: &str, bytes: u64) -> Load {
+fn load_of(table: &TableData, stream: &str, bytes: u64, large: Option<Arc<LargeTable>>) -> Load {
     let into = match &table.through {
         Some((schema, name)) => qualified(schema, name),
         None => table.quoted(),
@@ -200,6 +209,7 @@ fn load_of(table: &TableData, stream: &str, bytes: u64) -> Load {
             copy: format!("COPY {into}{columns} FROM STDIN {options}"),
             format: table.rows_as,
             truncate: freeze.then_some(into),
+            large,
         },
     }
 }
@@ -256,22 +266,33 @@ async fn load_one(
     load: &Load,
 ) -> Result<u64, EngineError> {
     let doing = format!("restoring {}", load.what);
-    let (begin, copy, format) = match &load.kind {
+    let (begin, copy, format, large) = match &load.kind {
         LoadKind::Rows {
             copy,
             format,
             truncate,
+            large,
         } => {
             let truncate = truncate
                 .as_ref()
                 .map(|table| format!("; TRUNCATE ONLY {table}"))
                 .unwrap_or_default();
-            (format!("BEGIN{truncate}"), copy.clone(), *format)
+            let room = large
+                .as_ref()
+                .map(|large| format!("; {}", large.begin_sql()))
+                .unwrap_or_default();
+            (
+                format!("BEGIN{truncate}{room}"),
+                copy.clone(),
+                *format,
+                large.clone(),
+            )
         }
         LoadKind::Pages(_) => (
             "BEGIN; CREATE TEMP TABLE fettler_pages (object oid, page int4, data bytea) ON COMMIT DROP".to_owned(),
             "COPY fettler_pages (object, page, data) FROM STDIN (FORMAT binary)".to_owned(),
             Format::Binary,
+            None,
         ),
     };
     session
@@ -279,7 +300,7 @@ async fn load_one(
         .await
         .map_err(|error| error.doing(&doing))?;
     let reader = backup.read(&load.stream).await?;
-    let rows = copy_in(context, session, &copy, format, reader, &doing)
+    let rows = copy_in(context, session, &copy, format, large, reader, &doing)
         .instrument(copy_span(&load.what))
         .await?;
     if let LoadKind::Pages(page_bytes) = load.kind {
@@ -312,12 +333,14 @@ async fn copy_in(
     session: &mut Session,
     copy: &str,
     format: Format,
+    large: Option<Arc<LargeTable>>,
     reader: StreamReader,
     doing: &str,
 ) -> Result<u64, EngineError> {
     let mut lent = session.lend();
     let (copy, doing_there) = (copy.to_owned(), doing.to_owned());
     let mut batches = Batches::of(format);
+    let mut large = large.map(LargeRows::new);
     let (stop, progress) = (
         context.stop.clone(),
         std::sync::Arc::clone(&context.progress),
@@ -332,15 +355,23 @@ async fn copy_in(
             while let Some(piece) = reader.next().await {
                 match piece {
                     Ok(bytes) => {
-                        rows += send(&mut lent, &copy, &bytes, &mut batches)
-                            .await
-                            .map_err(|error| error.doing(&doing_there))?;
+                        rows += match &mut large {
+                            None => send(&mut lent, &copy, &bytes, &mut batches)
+                                .await
+                                .map_err(|error| error.doing(&doing_there)),
+                            Some(large) => large
+                                .send(&mut lent, &copy, &bytes, &mut batches)
+                                .await
+                                .map_err(|error| error.doing(&doing_there)),
+                        }?;
                         progress.add(bytes.len() as u64, 0);
                     }
                     Err(error) => {
-                        lent.abandon_copy_in()
-                            .await
-                            .map_err(|error| error.doing(&doing_there))?;
+                        if large.as_ref().is_none_or(LargeRows::copies) {
+                            lent.abandon_copy_in()
+                                .await
+                                .map_err(|error| error.doing(&doing_there))?;
+                        }
                         return Err(error);
                     }
                 }
@@ -366,7 +397,7 @@ async fn copy_in(
 }
 
 /// Sends one piece of a stream, as several COPY where its rows are large. Gives back the rows of those that ended.
-async fn send(
+pub(super) async fn send(
     session: &mut Session,
     copy: &str,
     mut bytes: &[u8],
