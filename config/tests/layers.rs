@@ -390,7 +390,7 @@ fn file_with_slips() -> impl Strategy<Value = (String, Vec<(usize, String)>)> {
         ("worker", "lease_seconds = 40"),
         ("worker", "parallel = 3"),
         ("log", "filter = \"info\""),
-        ("retention", "collection_grace_seconds = 5"),
+        ("retention", "collection_grace_seconds = 500"),
         ("scheduler", "enabled = true"),
         ("repository", "place = \"/x\""),
     ];
