@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_row_in_pieces_has_the_hash_of_the_whole_row() {
-        let row: Vec<u8> = (0..2000u32).map(|n| (n * 7919 >> 3) as u8).collect();
+        let row: Vec<u8> = (0..2000u32).map(|n| ((n * 7919) >> 3) as u8).collect();
         for cut in [1, 3, 31, 32, 33, 64, 1000, 2000] {
             let mut long = RowHasher::new(&[7; 32]).begin();
             row.chunks(cut).for_each(|piece| long.update(piece));
