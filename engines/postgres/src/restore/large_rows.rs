@@ -396,13 +396,10 @@ impl LargeRows {
     /// Writes what is gathered of a large value, behind what is there.
     async fn write_piece(&mut self, session: &mut Session, behind: usize) -> Result<usize, Failed> {
         let object = self.large.last().map_or(0, |(_, object)| *object);
-        let mut sql = String::with_capacity(2 * self.piece.len() + 80);
-        let _begun = write!(sql, "SELECT pg_catalog.lo_put({object}, {behind}, '\\x");
-        for byte in &self.piece {
-            sql.push(char::from(HEX[usize::from(byte >> 4)]));
-            sql.push(char::from(HEX[usize::from(byte & 15)]));
-        }
-        sql.push_str("')");
+        let sql = format!(
+            "SELECT pg_catalog.lo_put({object}, {behind}, '\\x{}')",
+            hex::encode(&self.piece)
+        );
         session.execute(&sql).await?;
         let written = self.piece.len();
         self.piece.clear();
@@ -426,5 +423,3 @@ impl LargeRows {
         Ok(())
     }
 }
-
-const HEX: &[u8; 16] = b"0123456789abcdef";
