@@ -215,8 +215,8 @@ pub struct RetentionSettings {
     /// The keep rules of `fettler forget` when none are given; none here either keeps all.
     pub keep: KeepRules,
     /// How long a pack that no backup names is kept before `fettler collect` deletes it. A running backup says once a minute that it
-    /// lives: a grace time of less than a few of those would give it up.
-    #[schemars(range(min = 180, max = 31_536_000))]
+    /// lives: less than a few minutes would give it up.
+    #[schemars(range(max = 31_536_000))]
     pub collection_grace_seconds: u64,
 }
 

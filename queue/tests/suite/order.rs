@@ -109,8 +109,8 @@ pub async fn rule_16_a_flood_of_one_tenant_delays_small_ones_by_their_turns_only
     let order = tenants(&*queue, &ledger, (SMALL + 1) * EACH + 10).await;
     let last = order.iter().rposition(|tenant| tenant != "flood").unwrap();
     assert!(last <= (SMALL + 1) * EACH, "{order:?}");
-    // The flood has its turns too.
-    assert!(count(&order[..last], "flood") >= EACH - 1, "{order:?}");
+    // The flood has its turns too; one may go to a delivery that the ledger refuses, such as a job that was pushed once more while it was claimed.
+    assert!(count(&order[..last], "flood") >= EACH - 2, "{order:?}");
 }
 
 pub async fn rule_16_a_batch_is_shared_between_tenants_too(place: &dyn Place) {
