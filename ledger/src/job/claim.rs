@@ -91,7 +91,7 @@ impl Ledger {
             && self.inner.store.dialect == Dialect::Postgres
         {
             self.keep_announced(request).await?;
-            claimed = self.claim_plain(request, ids, now).await?;
+            claimed = self.claim_plain(request, ids).await?;
             let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
             let rest: Vec<JobId> = ids
                 .iter()
@@ -113,6 +113,8 @@ impl Ledger {
             BTreeSet::new()
         };
         let mut transaction = self.inner.store.begin(DOING).await?;
+        // Asked again: an attempt starts after the one before has ended.
+        let now = transaction.now().await?;
         if is_due {
             promote(&mut transaction, now).await?;
         }
@@ -171,14 +173,9 @@ impl Ledger {
     /// Claims those of these jobs that nothing has to be looked at for: short ones that exclude nobody, without a window or a
     /// deadline, while there is no limit and no pause. The condition stands in the statement, which is a transaction
     /// of its own (rule 3): one way to the server instead of four, and one change of each row instead of two.
-    async fn claim_plain(
-        &self,
-        request: &ClaimRequest,
-        ids: &[JobId],
-        now: Timestamp,
-    ) -> Result<Vec<Claimed>> {
+    async fn claim_plain(&self, request: &ClaimRequest, ids: &[JobId]) -> Result<Vec<Claimed>> {
         let store = &self.inner.store;
-        let lease_until = now.plus(request.lease);
+        let lease = i64::try_from(request.lease.as_micros()).unwrap_or(i64::MAX / 8);
         let mut ids: Vec<JobId> = ids
             .iter()
             .copied()
@@ -191,7 +188,7 @@ impl Ledger {
             .map(|id| json!({"vid": id, "vrandom": rand::random::<u32>()}))
             .collect();
         let sql = format!(
-            "UPDATE job SET state = 1, token = (((token >> 32) + 1) << 32) | vrandom, worker = $2, started = $3, lease_until = $4,
+            "UPDATE job SET state = 1, token = (((token >> 32) + 1) << 32) | vrandom, worker = $2, started = {now}, lease_until = {now} + $3,
                     holds = NULL, progress = NULL
              FROM {} v
              WHERE id = vid AND {CLAIMABLE} AND slot = {short} AND kind {} AND line = '' AND exclusion = {free}
@@ -201,15 +198,15 @@ impl Ledger {
             store
                 .dialect
                 .rows(1, &[("vid", Column::Text), ("vrandom", Column::Number)]),
-            store.dialect.among(5),
+            store.dialect.among(4),
+            now = store.dialect.clock().unwrap_or_default(),
             short = codes::slot(SlotClass::Short),
             free = codes::exclusion(ExclusionClass::Free),
         );
         let values = [
             V::S(json_text(&rows)?),
             V::T(&request.worker),
-            V::N(now.micros()),
-            V::N(lease_until.micros()),
+            V::N(lease),
             V::S(json_text(&request.kinds)?),
         ];
         let changed = store.change(DOING, sql, &values).await?;
@@ -222,7 +219,7 @@ impl Ledger {
                 let row = Row::read(row, DOING)?;
                 Ok(Claimed {
                     token: row.token,
-                    lease_until,
+                    lease_until: row.record.lease_until.unwrap_or(row.record.submitted),
                     job: row.record,
                 })
             })
@@ -366,7 +363,7 @@ async fn promote(transaction: &mut Transaction, now: Timestamp) -> Result<()> {
 struct Outlook {
     /// The next due time of a delayed job.
     due: Option<Timestamp>,
-    /// The ledger's clock. Leases are counted from here, which is before they are written and so never too long.
+    /// The ledger's clock.
     now: Timestamp,
     /// Something may be claimable.
     is_ready: bool,
