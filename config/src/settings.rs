@@ -145,7 +145,7 @@ pub struct WorkerSettings {
     /// Threads that compress and seal; as many as the machine has cores when not given.
     #[schemars(range(min = 1, max = 256))]
     pub cpu_threads: Option<u32>,
-    /// How long a stopping worker waits for its jobs to hand themselves back.
+    /// How long a stopping worker waits: long jobs hand themselves back at once, short ones have half of the time to end.
     #[schemars(range(min = 1, max = 3600))]
     pub drain_seconds: u32,
     /// The folder for temporary files; `scratch` in the installation's folder when not given.

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::Instrument;
 
-use crate::{Shared, isolate, lease::Lease, ports::Ports};
+use crate::{Shared, drain::Drain, isolate, lease::Lease, ports::Ports};
 
 /// How long an aborted job may take to reach the next point at which it can be dropped.
 const ABORT_WITHIN: Duration = Duration::from_secs(2);
@@ -73,19 +73,16 @@ impl Attempt {
         let stopping = Stopping::default();
         let lease = Lease::new(asked, shared.timing.lease, stopping.clone());
         let progress = Arc::new(ProgressMeter::default());
-        shared.heart.add(
-            claimed.job.id,
-            claimed.token,
-            lease.clone(),
-            stopping.clone(),
-            progress.clone(),
-        );
+        shared
+            .heart
+            .add(&claimed, lease.clone(), stopping.clone(), progress.clone());
         reached(Point::AttemptBegun);
         if claimed.job.cancel_requested.is_some() {
             stopping.stop(StopReason::Cancelled);
         }
-        // A drain that began before the line above has asked all jobs but this one.
-        if shared.draining.is_cancelled() {
+        shared.drain.take_off_one();
+        // A drain that asked before the attempt was known has asked all jobs but this one.
+        if shared.drain.asks(claimed.job.slot) {
             stopping.stop(StopReason::Interrupted);
         }
         Self {
@@ -163,7 +160,7 @@ impl Attempt {
                 shared.timing.cancel_grace
             }
             Some(StopReason::Superseded) => SUPERSEDED_GRACE,
-            _ => shared.timing.drain,
+            _ => Drain::grace(shared.timing.drain, self.claimed.job.slot),
         };
         if let Ok(ended) = tokio::time::timeout(grace, &mut task).await {
             return self.read_end(ended);

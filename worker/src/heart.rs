@@ -12,8 +12,8 @@ use std::{
 use fettler_engine::ProgressMeter;
 use fettler_fault_points::{Rule, without};
 use fettler_jobs::{StopReason, Stopping};
-use fettler_ledger::{Beat, BeatAnswer, Ledger, LedgerOptions};
-use fettler_model::{AttemptToken, JobId, Progress};
+use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerOptions};
+use fettler_model::{AttemptToken, JobId, Progress, SlotClass};
 use fettler_telemetry::metric;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ const CONNECTIONS: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Beating {
     pub(crate) token: AttemptToken,
+    pub(crate) slot: SlotClass,
     pub(crate) lease: Arc<Lease>,
     pub(crate) stopping: Stopping,
     pub(crate) progress: Arc<ProgressMeter>,
@@ -77,21 +78,21 @@ impl Heart {
     /// Keeps the lease of an attempt from now on.
     pub(crate) fn add(
         &self,
-        job: JobId,
-        token: AttemptToken,
+        claimed: &Claimed,
         lease: Arc<Lease>,
         stopping: Stopping,
         progress: Arc<ProgressMeter>,
     ) {
         let beating = Beating {
-            token,
+            token: claimed.token,
+            slot: claimed.job.slot,
             lease,
             stopping,
             progress,
             told: None,
         };
         let mut running = self.running();
-        running.insert(job, beating);
+        running.insert(claimed.job.id, beating);
         metrics::gauge!(metric::RUNNING).set(running.len() as f64);
     }
 
@@ -114,10 +115,12 @@ impl Heart {
         }
     }
 
-    /// Asks all jobs to stop.
-    pub(crate) fn stop_all(&self, reason: StopReason) {
+    /// Asks all jobs of these classes to stop.
+    pub(crate) fn stop_all(&self, slots: &[SlotClass], reason: StopReason) {
         for beating in self.running().values() {
-            beating.stopping.stop(reason);
+            if slots.contains(&beating.slot) {
+                beating.stopping.stop(reason);
+            }
         }
     }
 

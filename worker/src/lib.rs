@@ -31,7 +31,9 @@ use apalis_core::{
 };
 use fettler_jobs::{Registry, Services, StopReason};
 use fettler_ledger::{Beat, BeatAnswer, Claimed, Ledger, LedgerError, LedgerOptions, WorkerSkills};
-use fettler_model::{AttemptToken, ErrorClass, JobId, JobKindName, JobState, Problem, Progress};
+use fettler_model::{
+    AttemptToken, ErrorClass, JobId, JobKindName, JobState, Problem, Progress, SlotClass,
+};
 use fettler_queue::{Deliveries, Delivery, DeliveryOptions, LedgerQueue, Queue};
 use fettler_telemetry::metric;
 use thiserror::Error;
@@ -44,7 +46,7 @@ use uuid::Uuid;
 pub use isolate::Isolate;
 pub use readiness::Readiness;
 
-use drain::UntilDrain;
+use drain::{Drain, UntilDrain};
 use heart::{Heart, HeartLedger};
 use readiness::LastAsked;
 use service::{ReportLayer, RunJob};
@@ -166,8 +168,8 @@ pub(crate) struct Shared {
     pub(crate) timing: Timing,
     pub(crate) isolate: Option<Arc<dyn Isolate>>,
     pub(crate) heart: Arc<Heart>,
-    /// The worker is to end: running jobs go back.
-    pub(crate) draining: CancellationToken,
+    /// How far the worker is in its end.
+    pub(crate) drain: Arc<Drain>,
     /// Reports that could not be made so far are given up.
     pub(crate) report_no_more: CancellationToken,
     /// An attempt or a job has ended.
@@ -315,7 +317,7 @@ impl WorkerBuilder {
             // A process that was started for one attempt is that attempt's own.
             isolate: self.isolate.filter(|_| self.adopt.is_none()),
             heart,
-            draining: CancellationToken::new(),
+            drain: Arc::default(),
             report_no_more: CancellationToken::new(),
             ended: Notify::new(),
             tidy: Notify::new(),
@@ -442,7 +444,7 @@ impl Worker {
         };
         let queue = Arc::new(UntilDrain {
             queue: self.queue.clone(),
-            draining: shared.draining.clone(),
+            drain: shared.drain.clone(),
             asked: self.asked.clone(),
         });
         for (slot, count) in [("long", self.slots.long), ("short", self.slots.short)] {
@@ -484,16 +486,32 @@ impl Worker {
                 () = shutdown.cancelled() => {}
                 () = self.all_final() => {}
             }
-            shared.draining.cancel();
+            shared.drain.begin();
             let running = shared.heart.count();
             if running > 0 {
-                tracing::info!(running, "the worker drains: running jobs are asked to stop");
+                tracing::info!(
+                    running,
+                    "the worker drains: long jobs are asked to stop, short ones may end"
+                );
             }
-            shared.heart.stop_all(StopReason::Interrupted);
+            shared
+                .heart
+                .stop_all(&[SlotClass::Long], StopReason::Interrupted);
+            let whole = shared.timing.drain.max(shared.timing.cancel_grace);
+            let patience = Drain::patience(whole);
+            let begun = Instant::now();
+            // What was claimed and has not begun by then is handed back.
+            let _ = tokio::time::timeout(patience, shared.drain.all_begun()).await;
             if let Err(error) = monitor_context.shutdown() {
                 tracing::error!(%error, "the worker loop could not be asked to end");
             }
-            tokio::time::sleep(shared.timing.drain.max(shared.timing.cancel_grace)).await;
+            tokio::time::sleep(patience.saturating_sub(begun.elapsed())).await;
+            shared.drain.hurry();
+            shared.heart.stop_all(
+                &[SlotClass::Long, SlotClass::Short],
+                StopReason::Interrupted,
+            );
+            tokio::time::sleep(whole.saturating_sub(begun.elapsed())).await;
             // Past the deadline only what the ledger holds up is left: it gets a last moment.
             tokio::time::sleep(LAST_REPORTS).await;
             shared.report_no_more.cancel();
@@ -582,8 +600,12 @@ impl Worker {
         };
         let stop = async {
             shutdown.cancelled().await;
-            shared.draining.cancel();
-            shared.heart.stop_all(StopReason::Interrupted);
+            shared.drain.begin();
+            shared.drain.hurry();
+            shared.heart.stop_all(
+                &[SlotClass::Long, SlotClass::Short],
+                StopReason::Interrupted,
+            );
             std::future::pending::<()>().await;
         };
         let mut service = tower::ServiceBuilder::new()

@@ -190,6 +190,44 @@ async fn a_drain_hands_jobs_back_and_another_worker_goes_on_from_the_checkpoint(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drain_lets_short_jobs_end_in_their_attempt() {
+    let fixture = Fixture::new().await;
+    let worker = Running::start(fixture.builder().timing(Timing {
+        drain: Duration::from_secs(30),
+        ..QUICK
+    }));
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        let act = Act::WorkFor { millis: 1000 };
+        jobs.push(fixture.submit("quick", act).await);
+    }
+    fixture.until_logged(jobs[0], "waiting", 1).await;
+    worker.drain().await;
+    for job in jobs {
+        let record = fixture.job(job).await;
+        assert!(
+            record.attempt == 0 || (record.state, record.attempt) == (JobState::Succeeded, 1),
+            "it was neither left to others nor ended: {record:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_asks_short_jobs_that_do_not_end_in_half_of_its_time() {
+    let fixture = Fixture::new().await;
+    let worker = Running::start(fixture.builder().timing(Timing {
+        drain: Duration::from_secs(2),
+        cancel_grace: Duration::from_millis(100),
+        ..QUICK
+    }));
+    let job = fixture.submit("quick", Act::WaitAfterCheckpoint).await;
+    fixture.until_logged(job, "waiting", 1).await;
+    worker.drain().await;
+    let record = fixture.job(job).await;
+    assert_eq!((record.state, record.tries), (JobState::Queued, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_has_a_deadline() {
     let fixture = Fixture::new().await;
     let worker = Running::start(fixture.builder().timing(Timing {

@@ -106,6 +106,8 @@ pub enum Act {
     WaitAfterCheckpoint,
     /// Waits to be stopped, and then says that it was.
     Wait,
+    /// Takes so long, unless it is asked to stop.
+    WorkFor { millis: u64 },
     /// Waits for something that takes so long and counts nothing, with signs of life.
     WaitWithSigns { millis: u64 },
     /// Blocks its thread for ever after it was asked to stop.
@@ -169,6 +171,13 @@ async fn act(context: &JobContext, act: Act) -> Result<Value, Problem> {
             context.ledger.log("waiting").await;
             context.stopping.token().cancelled().await;
             Err(context.stopping.problem())
+        }
+        Act::WorkFor { millis } => {
+            context.ledger.log("waiting").await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(millis)) => Ok(Value::Null),
+                () = context.stopping.token().cancelled() => Err(Problem::interrupted()),
+            }
         }
         Act::WaitWithSigns { millis } => {
             let wait = tokio::time::sleep(Duration::from_millis(millis));
