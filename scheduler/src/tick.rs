@@ -71,9 +71,18 @@ async fn tick_due(shared: &Shared, leadership: &Leadership) -> Result<Duration> 
             break;
         };
         let now = ledger.now().await?;
+        let last_jobs: Vec<JobId> = page.iter().filter_map(|policy| policy.last_job).collect();
+        let states = ledger.states(&last_jobs).await?;
         let mut ticks: FuturesUnordered<_> = page
             .iter()
-            .map(|policy| tick_policy(shared, leadership, policy, now))
+            .map(|policy| {
+                // Of what was pruned from history nothing is known.
+                let last = policy.last_job.and_then(|id| {
+                    let state = *states.get(&id)?;
+                    Some(LastJob { id, state })
+                });
+                tick_policy(shared, leadership, policy, last, now)
+            })
             .collect();
         while let Some(ticked) = ticks.next().await {
             match ticked {
@@ -95,19 +104,18 @@ async fn tick_policy(
     shared: &Shared,
     leadership: &Leadership,
     policy: &PolicyRecord,
+    mut last: Option<LastJob>,
     now: Timestamp,
 ) -> Result<()> {
     let plan = match PolicyPlan::read(&policy.spec) {
         Ok(plan) => plan,
         Err(error) => return put_off(shared, policy, &error.into()).await,
     };
-    let mut last_job = policy.last_job;
     let mut next = policy.next_due;
     for _ in 0..DUE_TIMES_PER_TURN {
         let Some(due) = next.filter(|due| *due <= now) else {
             return Ok(());
         };
-        let last = last_job_of(&shared.ledger, last_job).await?;
         next = plan.next_after(due);
         let action = match plan.decide(policy.id, &policy.spec, due, now, last) {
             Decision::Skip(outcome) => TickAction::Record(outcome),
@@ -135,8 +143,10 @@ async fn tick_policy(
             }
             TickResult::AlreadyTicked(outcome) => outcome,
         };
-        if let TickOutcome::Job { job } = outcome {
-            last_job = Some(job);
+        if let TickOutcome::Job { job } = outcome
+            && next.is_some_and(|due| due <= now)
+        {
+            last = last_job_of(&shared.ledger, job).await?;
         }
     }
     Ok(())
@@ -154,19 +164,9 @@ async fn put_off(shared: &Shared, policy: &PolicyRecord, error: &UnusablePolicy)
     shared.ledger.set_next_due(policy.id, Some(later)).await
 }
 
-async fn last_job_of(ledger: &Ledger, job: Option<JobId>) -> Result<Option<LastJob>> {
-    let Some(id) = job else {
-        return Ok(None);
-    };
-    match ledger.job(id).await {
-        Ok(record) => Ok(Some(LastJob {
-            id,
-            state: record.state,
-        })),
-        // Its history was pruned.
-        Err(LedgerError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+async fn last_job_of(ledger: &Ledger, id: JobId) -> Result<Option<LastJob>> {
+    let states = ledger.states(&[id]).await?;
+    Ok(states.get(&id).map(|&state| LastJob { id, state }))
 }
 
 async fn cancel_last(ledger: &Ledger, job: JobId) -> Result<()> {

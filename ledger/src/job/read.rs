@@ -2,13 +2,14 @@
 //! moment is seen once (rule 12). Why a job waits is told by the resource that refused it and by the
 //! workers that there are (P12).
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use fettler_model::{AttemptToken, JobId, JobState, TenantId, WaitReason};
 
 use super::{
     COMMON, ENDED, LIVE, STANDS, STOOD,
     control::not_found,
+    id_list,
     limits::{self, limit_reason},
     lines, record,
 };
@@ -39,6 +40,32 @@ impl Ledger {
         let rows = self.select("id = $1", &[V::T(&text)], 2).await?;
         // A statement sees one moment, so that there is one.
         rows.into_iter().next().ok_or_else(|| not_found(&text))
+    }
+
+    /// The states of these jobs, of those that there are.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn states(&self, jobs: &[JobId]) -> Result<HashMap<JobId, JobState>> {
+        if jobs.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let among = self.inner.store.dialect.among(1);
+        let sql = format!(
+            "SELECT id, state FROM job WHERE id {among} UNION ALL SELECT id, state FROM history WHERE id {among}"
+        );
+        let rows = self
+            .inner
+            .store
+            .read(DOING, sql, &[V::S(id_list(jobs.iter().copied()))])
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let fields = Fields::of(row, DOING);
+                Ok((fields.parsed("id")?, fields.code("state", codes::state_of)?))
+            })
+            .collect()
     }
 
     /// The job whose id begins or ends like this (four digits or more), of this tenant or of all.
