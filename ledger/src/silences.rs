@@ -12,7 +12,7 @@ use crate::{
     Ledger, Result,
     job::event,
     row::{Fields, json_text},
-    store::V,
+    store::{Transaction, V},
 };
 
 const DOING: &str = "telling of a silence";
@@ -121,16 +121,7 @@ impl Ledger {
                 )
                 .await?;
             if added > 0 {
-                let told = format!("silence.{}", kind.as_str());
-                event(
-                    &mut transaction,
-                    now,
-                    &silence.tenant,
-                    &told,
-                    None,
-                    &told_of(silence),
-                )
-                .await?;
+                tell(&mut transaction, now, kind, silence, "").await?;
                 change.raised.push(silence.clone());
             }
         }
@@ -142,16 +133,7 @@ impl Ledger {
                 )
                 .await?;
             if removed > 0 {
-                let told = format!("silence.{}.over", kind.as_str());
-                event(
-                    &mut transaction,
-                    now,
-                    &silence.tenant,
-                    &told,
-                    None,
-                    &told_of(silence),
-                )
-                .await?;
+                tell(&mut transaction, now, kind, silence, ".over").await?;
                 change.cleared.push(silence.clone());
             }
         }
@@ -178,8 +160,17 @@ impl Ledger {
     }
 }
 
-fn told_of(silence: &Silence) -> Value {
-    json!({"name": silence.name, "since": silence.since, "about": silence.data})
+/// Tells that a silence began, or is over.
+async fn tell(
+    transaction: &mut Transaction,
+    now: Timestamp,
+    kind: SilenceKind,
+    silence: &Silence,
+    suffix: &str,
+) -> Result<()> {
+    let name = format!("silence.{}{suffix}", kind.as_str());
+    let data = json!({"name": silence.name, "since": silence.since, "about": silence.data});
+    event(transaction, now, &silence.tenant, &name, None, &data).await
 }
 
 fn silence(row: &AnyRow) -> Result<Silence> {
