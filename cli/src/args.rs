@@ -5,12 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use fettler_model::{
     CatchUp, DatabaseName, InvalidReference, JobId, JobKindName, JobState, KeepRules, Overlap,
-    PolicyName, Priority, ProveEvery, Role, SecretReference, SlotClass, TenantId, TokenName,
+    PolicyName, Priority, ProveEvery, Role, SecretReference, SlotClass, TenantId, Timestamp,
+    TokenName,
 };
 
 use crate::{
     failure::Failure,
-    units::{bytes, duration_seconds, percent},
+    units::{bytes, duration_seconds, duration_seconds_above_0, moment_or_span, percent},
 };
 
 /// Keeps databases in order: backs them up, proves that the backups restore, and restores them.
@@ -242,7 +243,7 @@ pub(crate) struct BackupArgs {
     #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
     pub(crate) hook_timeout: Option<u64>,
     #[command(flatten)]
-    pub(crate) detach: DetachArg,
+    pub(crate) submission: SubmissionArgs,
 }
 
 /// See [`Command::Backups`].
@@ -276,7 +277,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub(crate) sample: Option<f64>,
     #[command(flatten)]
-    pub(crate) detach: DetachArg,
+    pub(crate) submission: SubmissionArgs,
 }
 
 /// See [`Command::Prove`].
@@ -296,15 +297,37 @@ pub(crate) struct ProveArgs {
     )]
     pub(crate) sandbox_password: Option<ReferenceArg>,
     #[command(flatten)]
-    pub(crate) detach: DetachArg,
+    pub(crate) submission: SubmissionArgs,
 }
 
-/// Whether a command waits.
-#[derive(Debug, Clone, Copy, Default, Args)]
-pub(crate) struct DetachArg {
-    /// Only submit the job, for `fettler up` to run it
+/// How the job that a command submits is to be done.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "The job")]
+pub(crate) struct SubmissionArgs {
+    /// Only submit the job, for `fettler up` or the fleet to run it
     #[arg(long)]
     pub(crate) detach: bool,
+    /// How urgent it is
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) priority: Option<PriorityArg>,
+    /// How long an attempt may take before it is stopped and tried again
+    #[arg(long, value_name = "TIME", value_parser = duration_seconds_above_0)]
+    pub(crate) timeout: Option<u64>,
+    /// How often it is tried before it is dead
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) max_tries: Option<u32>,
+    /// Start it no earlier: a moment such as 2026-01-31T22:00:00Z, or a time from now such as 2h
+    #[arg(long, value_name = "WHEN", value_parser = moment_or_span, requires = "detach")]
+    pub(crate) not_before: Option<Timestamp>,
+    /// Do not start it later than this, given likewise
+    #[arg(long, value_name = "WHEN", value_parser = moment_or_span)]
+    pub(crate) deadline: Option<Timestamp>,
+    /// Do nothing while another job of the tenant with this key waits or runs
+    #[arg(long, value_name = "KEY", requires = "detach")]
+    pub(crate) unique: Option<String>,
+    /// A word by which the job is found
+    #[arg(long = "job-tag", value_name = "WORD")]
+    pub(crate) job_tags: Vec<String>,
 }
 
 /// See [`Command::Restore`].
@@ -328,7 +351,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     pub(crate) start_again: bool,
     #[command(flatten)]
-    pub(crate) detach: DetachArg,
+    pub(crate) submission: SubmissionArgs,
 }
 
 /// See [`Command::Diff`].
@@ -424,7 +447,7 @@ pub(crate) struct PingArgs {
     #[command(flatten)]
     pub(crate) database: DatabaseArg,
     #[command(flatten)]
-    pub(crate) detach: DetachArg,
+    pub(crate) submission: SubmissionArgs,
 }
 
 /// See [`Command::Collect`].

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::App,
+    args::SubmissionArgs,
     failure::{Exit, Failure},
     folder::AdHoc,
     progress::Follower,
@@ -42,7 +43,8 @@ pub(crate) struct Asked {
     pub(crate) kind: &'static str,
     pub(crate) database: Option<DatabaseId>,
     pub(crate) arguments: serde_json::Value,
-    pub(crate) tags: Vec<String>,
+    /// How it is to be done.
+    pub(crate) submission: SubmissionArgs,
     /// What is being done, for the reader of the progress.
     pub(crate) title: String,
 }
@@ -58,7 +60,7 @@ impl Asked {
             kind,
             database: None,
             arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
-            tags: Vec::new(),
+            submission: SubmissionArgs::default(),
             title,
         }
     }
@@ -97,6 +99,7 @@ pub(crate) fn request(
         .get(asked.kind)
         .map_err(|error| Failure::usage(error.to_string(), "`fettler kinds` lists them"))?;
     kind.check_arguments(&asked.arguments)?;
+    let how = &asked.submission;
     Ok(JobRequest {
         tenant: app.tenant().clone(),
         kind: kind.name(),
@@ -105,43 +108,39 @@ pub(crate) fn request(
         arguments: asked.arguments.clone(),
         exclusion: kind.exclusion(),
         slot: kind.slot(),
-        priority: Priority::default(),
-        not_before: None,
-        deadline: None,
-        max_tries: kind.max_tries(),
-        unique_key,
+        priority: how.priority.map(Priority::from).unwrap_or_default(),
+        not_before: how.not_before,
+        deadline: how.deadline,
+        max_tries: how.max_tries.unwrap_or_else(|| kind.max_tries()),
+        unique_key: unique_key.or_else(|| how.unique.clone()),
         retry_of: None,
-        tags: asked.tags.clone(),
-        terms: JobTerms::default(),
+        tags: how.job_tags.clone(),
+        terms: JobTerms {
+            timeout_seconds: how.timeout,
+            ..JobTerms::default()
+        },
     })
 }
 
 /// Submits a job and leaves it to `fettler up`.
 pub(crate) async fn detach(app: &App, asked: &Asked) -> Result<Exit, Failure> {
-    if let Some(remote) = app.remote() {
-        let job = there::submit(app, remote, asked).await?;
-        app.output.result(
-            &serde_json::json!({ "job": job, "kind": asked.kind, "state": "queued" }),
-            || {
-                let short = job.short();
-                format!("Job {short} is submitted; `fettler jobs watch {short}` follows it.")
-            },
-        );
-        return Ok(Exit::Done);
-    }
-    let submitted = app
-        .ledger()
-        .await?
-        .submit(request(app, asked, None)?, None)
-        .await?;
-    let is_up = is_up(app).await;
-    let job = submitted.job;
-    app.push(job).await?;
+    let (job, existing, runs) = if let Some(remote) = app.remote() {
+        let accepted = there::submit(app, remote, asked).await?;
+        (accepted.id, accepted.existing, true)
+    } else {
+        let request = request(app, asked, None)?;
+        let submitted = app.ledger().await?.submit(request, None).await?;
+        let runs = is_up(app).await;
+        app.push(submitted.job).await?;
+        (submitted.job, submitted.existing, runs)
+    };
     app.output.result(
-        &serde_json::json!({ "job": job, "kind": asked.kind, "state": "queued" }),
+        &serde_json::json!({ "job": job, "kind": asked.kind, "state": "queued", "existing": existing }),
         || {
             let short = job.short();
-            if is_up {
+            if existing {
+                format!("Job {short} has this key and has not ended: no other one was made.")
+            } else if runs {
                 format!("Job {short} is submitted; `fettler jobs watch {short}` follows it.")
             } else {
                 format!("Job {short} is queued, and runs once `fettler up` runs in this folder, or a worker of the fleet.")
@@ -154,7 +153,7 @@ pub(crate) async fn detach(app: &App, asked: &Asked) -> Result<Exit, Failure> {
 /// Submits a job and sees it through.
 pub(crate) async fn run(app: &App, asked: &Asked) -> Result<JobRecord, Failure> {
     if let Some(remote) = app.remote() {
-        let job = there::submit(app, remote, asked).await?;
+        let job = there::submit(app, remote, asked).await?.id;
         return succeeded(there::follow(app, remote, job, &asked.title, there::Who::Owns).await?);
     }
     let begun = submit(app, asked).await?;

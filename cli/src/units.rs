@@ -64,6 +64,24 @@ pub(crate) fn duration_seconds(text: &str) -> Result<u64, String> {
         .ok_or_else(wrong)
 }
 
+/// The same, but not no time at all.
+pub(crate) fn duration_seconds_above_0(text: &str) -> Result<u64, String> {
+    match duration_seconds(text)? {
+        0 => Err("a time above 0 is needed".to_owned()),
+        seconds => Ok(seconds),
+    }
+}
+
+/// Reads a moment such as `2026-01-31T22:00:00Z`, or a time from now such as `2h`.
+pub(crate) fn moment_or_span(text: &str) -> Result<Timestamp, String> {
+    if let Ok(seconds) = duration_seconds(text) {
+        return Ok(Timestamp::now().plus(Duration::from_secs(seconds)));
+    }
+    text.parse::<jiff::Timestamp>()
+        .map(Timestamp::from_jiff)
+        .map_err(|_| "write a moment as 2026-01-31T22:00:00Z, or a time from now as 2h".to_owned())
+}
+
 /// Reads a share such as `5%` or `5`.
 pub(crate) fn percent(text: &str) -> Result<f64, String> {
     text.trim_end_matches('%')

@@ -62,6 +62,61 @@ fn p12_a_pause_is_told_to_whoever_waits_and_ends_when_it_is_said() {
 }
 
 #[test]
+fn a_single_job_takes_its_own_terms_and_is_made_once_for_a_key() {
+    let folder = with_shop();
+    let asked = [
+        "backup",
+        "shop",
+        "--detach",
+        "--json",
+        "--priority",
+        "high",
+        "--timeout",
+        "2h",
+        "--max-tries",
+        "2",
+        "--not-before",
+        "1h",
+        "--deadline",
+        "2999-01-31T22:00:00Z",
+        "--unique",
+        "shop",
+        "--job-tag",
+        "nightly",
+    ];
+    let first = folder.run(&asked).document(0);
+    assert_eq!(first["existing"], false);
+    let again = folder.run(&asked).document(0);
+    assert_eq!(
+        (&again["existing"], &again["job"]),
+        (&json!(true), &first["job"])
+    );
+    let id = first["job"].as_str().unwrap();
+    let job = folder.run(&["jobs", "show", id, "--json"]).document(0);
+    for (field, value) in [
+        ("priority", json!("high")),
+        ("terms", json!({"timeout_seconds": 7200})),
+        ("max_tries", json!(2)),
+        ("deadline", json!("2999-01-31T22:00:00Z")),
+        ("tags", json!(["nightly"])),
+    ] {
+        assert_eq!(job[field], value, "{field} of {job}");
+    }
+    assert_eq!(job["wait"]["reason"], "not_before", "{job}");
+    for (wrong, word) in [
+        (["--timeout", "0"], "above 0"),
+        (["--not-before", "tomorrow"], "2026-01-31T22:00:00Z"),
+        (["--max-tries", "0"], "1..=1000"),
+    ] {
+        let refused = folder.run(&[&["backup", "shop", "--detach"][..], &wrong].concat());
+        assert!(refused.error(2).contains(word), "{refused:#?}");
+    }
+    // Whoever waits for the end does not want to wait for its beginning.
+    let refused = folder.run(&["backup", "shop", "--not-before", "1h"]);
+    assert!(refused.error(2).contains("--detach"), "{refused:#?}");
+}
+
+#[test]
 fn limits_weights_and_ceilings_are_set_shown_and_taken_away() {
     let folder = with_shop();
     for (of, name) in [

@@ -36,7 +36,7 @@ pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
         tags: args.tags.clone(),
         read_everything: args.read_everything,
         // Somebody who waits wants to see the proof: it is a job of its own below.
-        prove: args.prove && args.detach.detach,
+        prove: args.prove && args.submission.detach,
         hooks: Hooks {
             before: args.before.clone(),
             after: args.after.clone(),
@@ -47,10 +47,10 @@ pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
         kind: "backup",
         database: Some(database.id),
         arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
-        tags: Vec::new(),
+        submission: args.submission.clone(),
         title: format!("backup {}", database.name),
     };
-    if args.detach.detach {
+    if args.submission.detach {
         return run::detach(app, &asked).await;
     }
     let job = run::run(app, &asked).await?;
@@ -92,7 +92,7 @@ async fn prove(
             kind: "prove",
             database: asked.database,
             arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
-            tags: Vec::new(),
+            submission: asked.submission.clone(),
             title: format!("prove {}", backup.database),
         },
     )

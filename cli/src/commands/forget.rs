@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     app::App,
-    args::ForgetArgs,
+    args::{ForgetArgs, SubmissionArgs},
     commands::result_of,
     failure::{Exit, Failure, Outcome},
     output::table,
@@ -134,7 +134,7 @@ async fn by_rules(app: &App, args: &ForgetArgs, rules: &KeepRules) -> Result<Doc
                 kind: "retention",
                 database: Some(database.id),
                 arguments: serde_json::to_value(arguments).expect("arguments are plain data"),
-                tags: Vec::new(),
+                submission: SubmissionArgs::default(),
                 title: format!("forget {}", database.name),
             },
         )

@@ -44,6 +44,8 @@ pub(crate) struct Shown {
     /// When the wait ends by itself, where a time ends it.
     wait_until: Option<Timestamp>,
     priority: Priority,
+    /// The moment after which it is not started any more.
+    deadline: Option<Timestamp>,
     terms: JobTerms,
     progress: Option<Progress>,
     attempts: u32,
@@ -75,6 +77,7 @@ impl Shown {
             wait_ends: job.wait.as_ref().map(WaitReason::ends_when),
             wait_until: job.wait.as_ref().and_then(WaitReason::until),
             priority: job.priority,
+            deadline: job.deadline,
             terms: job.terms,
             wait: job.wait,
             progress: job.progress,
@@ -286,6 +289,7 @@ fn text(job: &Shown) -> String {
                     units::span(Duration::from_secs(seconds))
                 }),
         ),
+        ("deadline", moment(job.deadline)),
         ("submitted", units::moment(job.submitted)),
         ("started", moment(job.started)),
         ("ended", moment(job.ended)),

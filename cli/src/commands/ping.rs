@@ -19,10 +19,10 @@ pub(crate) async fn run(app: &App, args: &PingArgs) -> Outcome {
         kind: "ping",
         database: Some(database.id),
         arguments: json!(PingArguments::default()),
-        tags: Vec::new(),
+        submission: args.submission.clone(),
         title: format!("ping {}", database.name),
     };
-    if args.detach.detach {
+    if args.submission.detach {
         return run::detach(app, &asked).await;
     }
     let job = run::run(app, &asked).await?;

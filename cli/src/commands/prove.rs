@@ -33,10 +33,10 @@ pub(crate) async fn run(app: &App, args: &ProveArgs) -> Outcome {
         kind: "prove",
         database,
         arguments,
-        tags: Vec::new(),
+        submission: args.submission.clone(),
         title: format!("prove {}", backup.short()),
     };
-    if args.detach.detach {
+    if args.submission.detach {
         return run::detach(app, &asked).await;
     }
     let job = run::run(app, &asked).await?;

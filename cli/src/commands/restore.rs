@@ -38,10 +38,10 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Outcome {
         kind: "restore",
         database: None,
         arguments,
-        tags: Vec::new(),
+        submission: args.submission.clone(),
         title: format!("restore {}", backup.short()),
     };
-    if args.detach.detach {
+    if args.submission.detach {
         return run::detach(app, &asked).await;
     }
     let job = run::run(app, &asked).await?;

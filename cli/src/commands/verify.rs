@@ -33,8 +33,11 @@ pub(crate) async fn run(app: &App, args: &VerifyArgs) -> Outcome {
         backup,
         sample_percent: args.sample,
     };
-    let asked = Asked::about("verify", &arguments, format!("verify {}", backup.short()));
-    if args.detach.detach {
+    let asked = Asked {
+        submission: args.submission.clone(),
+        ..Asked::about("verify", &arguments, format!("verify {}", backup.short()))
+    };
+    if args.submission.detach {
         return run::detach(app, &asked).await;
     }
     let job = run::run(app, &asked).await?;

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::{
     app::App,
-    args::DemoArgs,
+    args::{DemoArgs, SubmissionArgs},
     commands::{result_of, up::Up},
     failure::{Exit, Failure, Outcome},
     folder,
@@ -350,7 +350,7 @@ async fn back_up(app: &App, database: &DatabaseRecord) -> Result<(BackupId, Step
             kind: "backup",
             database: Some(database.id),
             arguments: json!(arguments),
-            tags: Vec::new(),
+            submission: SubmissionArgs::default(),
             title: "back up".to_owned(),
         },
     )
@@ -390,7 +390,7 @@ async fn prove(app: &App, database: &DatabaseRecord, backup: BackupId) -> Result
             kind: "prove",
             database: Some(database.id),
             arguments: json!(arguments),
-            tags: Vec::new(),
+            submission: SubmissionArgs::default(),
             title: "prove".to_owned(),
         },
     )
@@ -432,7 +432,7 @@ async fn restore(app: &App, backup: BackupId, copy: &Path) -> Result<Step, Failu
             kind: "restore",
             database: None,
             arguments: json!(arguments),
-            tags: Vec::new(),
+            submission: SubmissionArgs::default(),
             title: "restore".to_owned(),
         },
     )

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fettler_api::http::{Accepted, CancelAnswer, CancelWord};
 use fettler_ledger::JobRecord;
-use fettler_model::{JobId, Problem};
+use fettler_model::{JobId, Priority, Problem};
 use serde_json::{Value, json};
 
 use super::{Asked, Asks, LEFT_AT_ONCE, Signals, left};
@@ -26,16 +26,22 @@ pub(crate) enum Who {
 }
 
 /// Submits a job.
-pub(crate) async fn submit(app: &App, remote: &Remote, asked: &Asked) -> Result<JobId, Failure> {
+pub(crate) async fn submit(app: &App, remote: &Remote, asked: &Asked) -> Result<Accepted, Failure> {
+    let how = &asked.submission;
     let body = json!({
         "kind": asked.kind,
         "database": asked.database,
         "arguments": asked.arguments,
-        "tags": asked.tags,
+        "priority": how.priority.map(Priority::from).unwrap_or_default(),
+        "not_before": how.not_before,
+        "deadline": how.deadline,
+        "max_tries": how.max_tries,
+        "timeout_seconds": how.timeout,
+        "unique": how.unique,
+        "tags": how.job_tags,
     });
     let path = format!("/api/v1/jobs?tenant={}", app.tenant());
-    let accepted: Accepted = remote.submit(&path, &body).await?;
-    Ok(accepted.id)
+    remote.submit(&path, &body).await
 }
 
 /// Follows a job until it ends.
