@@ -94,6 +94,51 @@ async fn a_database_is_changed_only_by_who_has_seen_it_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_takes_a_window_and_limits_and_only_an_operator_says_which_workers_reach_it() {
+    let world = World::new().await;
+    let operator = world.admin().await;
+    let window = json!({"from": "22:00", "to": "04:00", "time_zone": "Europe/Berlin"});
+    let terms = json!({"window": window, "load": {"connections": 80}, "reach": {"zone": "dmz"}});
+    let body = json!({"name": "shop", "url": "/data/shop.sqlite", "terms": terms});
+    let added = operator.post("/api/v1/databases", &body).await.expect(201);
+    assert_eq!(added.json()["terms"], terms);
+    let path = added.header("location").to_owned();
+    let (token, _) = make_token(&world.ledger, Role::Admin, Some("default"), None).await;
+    let own = world.client(&token);
+    let change = |terms: Value| json!({"terms": terms});
+    let anyway = [("if-match", "*")];
+    let refused = own
+        .with_body("PATCH", &path, &change(json!({"window": window})), &anyway)
+        .await
+        .expect(422);
+    assert_eq!(refused.fields(), ["terms.reach"]);
+    let allowed = json!({"load": {"latency_milliseconds": 250}, "reach": {"zone": "dmz"}});
+    let changed = own
+        .with_body("PATCH", &path, &change(allowed.clone()), &anyway)
+        .await
+        .expect(200);
+    assert_eq!(changed.json()["terms"], allowed);
+    for (terms, field) in [
+        (
+            json!({"window": {"from": "22:00", "to": "04:00", "time_zone": "Mars"}}),
+            "terms.window",
+        ),
+        (json!({"reach": {"": "dmz"}}), "terms.reach"),
+    ] {
+        let refused = operator
+            .with_body("PATCH", &path, &change(terms), &anyway)
+            .await
+            .expect(422);
+        assert_eq!(refused.fields(), [field]);
+    }
+    let taken_away = operator
+        .with_body("PATCH", &path, &change(json!({})), &anyway)
+        .await
+        .expect(200);
+    assert_eq!(taken_away.json()["terms"], json!({}));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_tells_its_next_due_times_and_refuses_what_could_never_run() {
     let world = World::new().await;
     let admin = world.admin().await;

@@ -10,7 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use fettler_ledger::{DatabaseChange, DatabaseRecord, DatabaseTerms, LedgerError};
-use fettler_model::{DatabaseId, DatabaseName, Secret, SecretReference, TenantId, Timestamp};
+use fettler_model::{
+    DatabaseId, DatabaseName, JobWindow, Secret, SecretReference, TenantId, Timestamp,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -64,6 +66,10 @@ pub struct DatabaseInput {
     /// Where its proofs restore to.
     #[serde(default)]
     pub sandbox: Option<SandboxInput>,
+    /// Its own terms for the jobs about it: its window, how busy it may be, and which workers reach it. The last is for
+    /// the operators of the fleet to say.
+    #[serde(default)]
+    pub terms: Option<DatabaseTerms>,
 }
 
 /// A change to a database: what is not given stays.
@@ -90,6 +96,9 @@ pub struct DatabasePatch {
     /// Where its proofs restore to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SandboxInput>,
+    /// The terms that it is to have from now on; what they do not name is taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<DatabaseTerms>,
 }
 
 /// A field that is given, if only as null.
@@ -280,7 +289,7 @@ async fn sandbox(app: &App, tenant: &TenantId, input: SandboxInput) -> Result<Va
     Ok(sandbox)
 }
 
-fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+fn check_labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let is_fine = labels.len() <= MAX_LABELS
         && labels.iter().all(|(name, value)| {
             !name.is_empty() && name.len() <= MAX_LABEL_BYTES && value.len() <= MAX_LABEL_BYTES
@@ -289,10 +298,29 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(Refusal::field(
-        "labels",
+        field,
         format!("up to {MAX_LABELS} labels with names and values of up to {MAX_LABEL_BYTES} bytes"),
         "use fewer or shorter labels",
     ))
+}
+
+/// Refuses terms that cannot hold, and workers named by somebody who does not know them.
+fn check_terms(caller: &Caller, now: &DatabaseTerms, terms: &DatabaseTerms) -> Result<(), Refusal> {
+    if let Some(Err(error)) = terms.window.as_ref().map(JobWindow::clock) {
+        return Err(Refusal::field(
+            "terms.window",
+            error.to_string(),
+            "write its ends as `22:00` and `04:00`, and an IANA time zone such as `Europe/Berlin`",
+        ));
+    }
+    if caller.is_stranger() && terms.reach != now.reach {
+        return Err(Refusal::field(
+            "terms.reach",
+            "which workers reach a database is for the operators of the fleet to say",
+            "leave it as it is, or ask them",
+        ));
+    }
+    check_labels("terms.reach", &terms.reach)
 }
 
 /// `POST /api/v1/databases`.
@@ -304,7 +332,9 @@ pub(crate) async fn add(
 ) -> Result<Response, Refusal> {
     let tenant = caller.acts_for(&app, query.tenant).await?;
     let (url, secret) = place("url", &input.url)?;
-    check_labels(&input.labels)?;
+    check_labels("labels", &input.labels)?;
+    let terms = input.terms.unwrap_or_default();
+    check_terms(&caller, &DatabaseTerms::default(), &terms)?;
     let has_password = secret.is_some() || input.password.is_some();
     bounded(
         &app,
@@ -332,7 +362,7 @@ pub(crate) async fn add(
         labels: input.labels,
         sandbox,
         created: Timestamp::now(),
-        terms: DatabaseTerms::default(),
+        terms,
     };
     let added = match app.ledger.add_database(&record).await {
         Ok(added) => added,
@@ -375,7 +405,10 @@ pub(crate) async fn edit(
     input::if_match(&headers, &etag(&seen))?;
     let tenant = seen.tenant.clone();
     if let Some(labels) = &patch.labels {
-        check_labels(labels)?;
+        check_labels("labels", labels)?;
+    }
+    if let Some(terms) = &patch.terms {
+        check_terms(&caller, &seen.terms, terms)?;
     }
     let (url, secret) = match &patch.url {
         Some(text) => {
@@ -421,7 +454,7 @@ pub(crate) async fn edit(
         password: replaces_password.then(|| password.clone()),
         labels: patch.labels,
         sandbox,
-        terms: None,
+        terms: patch.terms,
     };
     let mut tries = 0;
     let edited = loop {

@@ -105,6 +105,9 @@ async fn add(app: &App, args: &DatabaseAddArgs) -> Outcome {
             .map(|(name, value)| (name.clone(), json!(value)))
             .collect();
         body.insert("labels".to_owned(), labels.into());
+        if let Some(terms) = terms(&DatabaseTerms::default(), &args.terms)? {
+            body.insert("terms".to_owned(), json!(terms));
+        }
         let path = format!("/api/v1/databases?tenant={}", app.tenant());
         let added: DatabaseRecord = remote.post(&path, &body.into()).await?;
         app.output.result(&added, || added_text(&added));
@@ -242,6 +245,9 @@ async fn edit_there(
     }
     if let Some(labels) = changed_labels(record, args) {
         body.insert("labels".to_owned(), json!(labels));
+    }
+    if let Some(terms) = terms(&record.terms, &args.terms)? {
+        body.insert("terms".to_owned(), json!(terms));
     }
     if body.is_empty() {
         return Err(nothing_changes(record));
