@@ -41,13 +41,14 @@ fn words<T>(all: &[T], word: impl Fn(&T) -> &'static str) -> String {
 }
 
 /// A filter as the interface takes it.
-fn matching(filter: &JobFilter, dry_run: bool) -> Value {
+fn matching(filter: &JobFilter, after: Option<JobId>, dry_run: bool) -> Value {
     json!(Matching {
         tenant: filter.tenant.clone(),
         states: filter.states.clone(),
         kind: filter.kind.clone(),
         database: filter.database.map(|id| id.to_string()),
         tag: filter.tag.clone(),
+        after,
         dry_run,
     })
 }
@@ -172,32 +173,52 @@ impl Desk<'_> {
         }
     }
 
+    /// Cancels all that match, however many requests that takes.
     pub(crate) async fn cancel_matching(
         &self,
         filter: &JobFilter,
         dry_run: bool,
     ) -> Result<BulkCancel, Failure> {
-        match self {
-            Self::Here(ledger) => Ok(ledger.cancel_matching(filter, dry_run).await?),
-            Self::There(remote) => {
-                remote
-                    .post("/api/v1/jobs/cancel", &matching(filter, dry_run))
-                    .await
+        let mut done = BulkCancel::default();
+        loop {
+            let part: BulkCancel = match self {
+                Self::Here(ledger) => ledger.cancel_matching(filter, done.next, dry_run).await?,
+                Self::There(remote) => {
+                    let body = matching(filter, done.next, dry_run);
+                    remote.post("/api/v1/jobs/cancel", &body).await?
+                }
+            };
+            done.cancelled += part.cancelled;
+            done.asked += part.asked;
+            done.next = part.next;
+            if done.next.is_none() {
+                return Ok(done);
             }
         }
     }
 
+    /// Submits all that match again, likewise.
     pub(crate) async fn replay_matching(
         &self,
         filter: &JobFilter,
         dry_run: bool,
     ) -> Result<BulkReplay, Failure> {
-        match self {
-            Self::Here(ledger) => Ok(ledger.replay_matching(filter, dry_run).await?),
-            Self::There(remote) => {
-                remote
-                    .post("/api/v1/jobs/replay", &matching(filter, dry_run))
-                    .await
+        let mut done = BulkReplay::default();
+        loop {
+            let part: BulkReplay = match self {
+                Self::Here(ledger) => ledger.replay_matching(filter, done.next, dry_run).await?,
+                Self::There(remote) => {
+                    let body = matching(filter, done.next, dry_run);
+                    remote.post("/api/v1/jobs/replay", &body).await?
+                }
+            };
+            done.submitted += part.submitted;
+            done.already += part.already;
+            done.refused += part.refused;
+            done.first_refusal = done.first_refusal.or(part.first_refusal);
+            done.next = part.next;
+            if done.next.is_none() {
+                return Ok(done);
             }
         }
     }

@@ -30,6 +30,8 @@ pub struct LedgerOptions {
     pub retry_base: Duration,
     /// No retry waits longer.
     pub retry_cap: Duration,
+    /// How long a request over many jobs goes on before it says where to continue.
+    pub bulk: Duration,
     /// How many connections are open at most.
     pub connections: u32,
     /// Asked before each statement: for tests that let each of them fail in turn.
@@ -43,6 +45,7 @@ impl Default for LedgerOptions {
             ageing: Duration::from_secs(300),
             retry_base: Duration::from_secs(5),
             retry_cap: Duration::from_secs(3600),
+            bulk: Duration::from_secs(10),
             connections: 8,
             steps: None,
         }

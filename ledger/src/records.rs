@@ -426,6 +426,9 @@ pub struct BulkCancel {
     pub cancelled: u64,
     /// So many run, and are asked to stop.
     pub asked: u64,
+    /// There is more to do than fitted the time of one request: asked for again from here, it goes on.
+    #[serde(default)]
+    pub next: Option<JobId>,
 }
 
 /// What [`crate::Ledger::replay_matching`] did, or would do.
@@ -439,6 +442,9 @@ pub struct BulkReplay {
     pub refused: u64,
     /// The first of those, and why.
     pub first_refusal: Option<(JobId, Problem)>,
+    /// There is more to do than fitted the time of one request: asked for again from here, it goes on.
+    #[serde(default)]
+    pub next: Option<JobId>,
 }
 
 /// A job that was taken back from an attempt that vanished.

@@ -50,6 +50,7 @@ conformance!(
     a_job_runs_in_its_window_only,
     a_job_that_waits_is_given_another_priority,
     many_jobs_are_cancelled_while_they_run,
+    what_is_asked_of_very_many_is_done_in_several_requests,
     dead_jobs_are_replayed_once_by_filter,
     rule_17_a_job_runs_only_where_its_database_is_reached,
     a_newer_version_of_a_kind_waits_for_a_worker_that_knows_it,

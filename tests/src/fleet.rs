@@ -20,7 +20,8 @@ pub struct Shared {
     pub redis: RedisServer,
     /// The ledger.
     pub ledger: TestDatabase,
-    minio: Option<MinioServer>,
+    /// The store, unless each machine has a folder.
+    pub minio: Option<MinioServer>,
 }
 
 impl Shared {

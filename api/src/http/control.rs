@@ -7,7 +7,7 @@ use axum::{
     http::StatusCode,
 };
 use fettler_ledger::{BulkCancel, BulkReplay, JobFilter, JobRecord, LimitRecord, PauseRecord};
-use fettler_model::{JobKindName, JobState, Priority, Scope, TenantId};
+use fettler_model::{JobId, JobKindName, JobState, Priority, Scope, TenantId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,8 @@ pub struct Matching {
     pub database: Option<String>,
     /// Only those with this tag.
     pub tag: Option<String>,
+    /// Go on behind this job: `next` of the answer before.
+    pub after: Option<JobId>,
     /// Only counts them.
     pub dry_run: bool,
 }
@@ -290,9 +292,11 @@ pub(crate) async fn cancel(
     caller: Caller,
     Body(matching): Body<Matching>,
 ) -> Result<Json<BulkCancel>, Refusal> {
-    let dry_run = matching.dry_run;
+    let (after, dry_run) = (matching.after, matching.dry_run);
     let filter = filter(&app, &caller, matching).await?;
-    Ok(Json(app.ledger.cancel_matching(&filter, dry_run).await?))
+    Ok(Json(
+        app.ledger.cancel_matching(&filter, after, dry_run).await?,
+    ))
 }
 
 /// `POST /api/v1/jobs/replay`.
@@ -301,7 +305,9 @@ pub(crate) async fn replay(
     caller: Caller,
     Body(matching): Body<Matching>,
 ) -> Result<Json<BulkReplay>, Refusal> {
-    let dry_run = matching.dry_run;
+    let (after, dry_run) = (matching.after, matching.dry_run);
     let filter = filter(&app, &caller, matching).await?;
-    Ok(Json(app.ledger.replay_matching(&filter, dry_run).await?))
+    Ok(Json(
+        app.ledger.replay_matching(&filter, after, dry_run).await?,
+    ))
 }

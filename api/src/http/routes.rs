@@ -149,7 +149,7 @@ fn control() -> Vec<Route> {
     let limit = json!({"scope": "server/db1:5432", "most": 2, "running": 1, "created": AT});
     let matching = json!({"kind": "backup", "tag": "nightly", "dry_run": true});
     let own = "A token of one tenant names its own tenant, databases and policies; the rest belongs to the operators of the fleet.";
-    let bulk = "Without a `kind` it needs the permission `configure`. Large numbers are done in pieces: where the answer does not come in time, the same request goes on.";
+    let bulk = "Without a `kind` it needs the permission `configure`. Very many take more than one request: where the answer has a `next`, the same request with it as `after` goes on.";
     vec![
         Route::of(Method::POST, "/api/v1/jobs/{job}/priority", "setPriority", post(control::priority))
             .does("Give a job that waits another priority; its age stays")
@@ -162,14 +162,14 @@ fn control() -> Vec<Route> {
             .note(bulk)
             .needs(Permission::ANY_JOB)
             .body::<Matching>(matching.clone())
-            .answers::<BulkCancel>(OK, "What was done, or would be.", json!({"cancelled": 12, "asked": 1}))
+            .answers::<BulkCancel>(OK, "What was done, or would be.", json!({"cancelled": 12, "asked": 1, "next": null}))
             .refuses(StatusCode::NOT_FOUND, "There is no such tenant."),
         Route::of(Method::POST, "/api/v1/jobs/replay", "replayJobs", post(control::replay))
             .does("Submit all jobs again that fit and did not succeed")
             .note(format!("The dead ones, where no states are named. A job that was replayed like this within seven days is left out. {bulk}"))
             .needs(Permission::ANY_JOB)
             .body::<Matching>(matching)
-            .answers::<BulkReplay>(OK, "What was done, or would be.", json!({"submitted": 3, "already": 0, "refused": 0, "first_refusal": null}))
+            .answers::<BulkReplay>(OK, "What was done, or would be.", json!({"submitted": 3, "already": 0, "refused": 0, "first_refusal": null, "next": null}))
             .refuses(StatusCode::NOT_FOUND, "There is no such tenant."),
         Route::get("/api/v1/pauses", "listPauses", get(control::pauses))
             .does("List what is paused")
@@ -284,7 +284,8 @@ fn databases() -> Vec<Route> {
             .note("A password in the URL is sealed for its tenant, and does not come back. What a tenant's token may name is limited: docs/api.md.")
             .needs(Permission::Configure)
             .parameters::<TenantQuery>()
-            .body::<DatabaseInput>(json!({"name": "shop", "url": "postgres://fettler:secret@db/shop", "labels": {"zone": "dmz"}}))
+            .body::<DatabaseInput>(json!({"name": "shop", "url": "postgres://fettler:secret@db/shop", "labels": {"zone": "dmz"},
+                "terms": {"window": {"from": "22:00", "to": "04:00", "time_zone": "Europe/Berlin"}, "load": {"connections": 80}}}))
             .answers::<DatabaseRecord>(CREATED, "The database.", database.clone())
             .with_header("Location", "Where the database is.")
             .with_header("ETag", "Send it as `If-Match` with a change.")

@@ -1,5 +1,7 @@
 //! What people do to jobs: cancel, repeat, give another priority; singly and by filter.
 
+use std::time::Instant;
+
 use fettler_model::{ErrorClass, JobId, JobRequest, JobState, Priority, Problem};
 
 use super::{
@@ -148,13 +150,20 @@ impl Ledger {
     }
 
     /// Cancels all jobs of a filter that were submitted up to now and have not ended, a page a transaction:
-    /// those that wait end at once, those that run are asked to stop. A dry run only counts them.
+    /// those that wait end at once, those that run are asked to stop. A dry run only counts them. Very many are done in
+    /// several requests: each begins after the job that the one before gave as `next`.
     ///
     /// # Errors
     ///
     /// When the ledger is away: then some may be cancelled, and saying it again goes on.
-    pub async fn cancel_matching(&self, filter: &JobFilter, dry_run: bool) -> Result<BulkCancel> {
+    pub async fn cancel_matching(
+        &self,
+        filter: &JobFilter,
+        after: Option<JobId>,
+        dry_run: bool,
+    ) -> Result<BulkCancel> {
         const DOING: &str = "cancelling jobs";
+        let begun = Instant::now();
         let until = self.now().await?;
         let (mut conditions, mut values) = conditions(filter)?;
         values.push(V::N(until.micros()));
@@ -175,7 +184,7 @@ impl Ledger {
             }
             return Ok(done);
         }
-        let mut after = String::new();
+        let mut after = after.map_or_else(String::new, |job| job.to_string());
         loop {
             let mut transaction = self.inner.store.begin(DOING).await?;
             let now = transaction.now().await?;
@@ -193,8 +202,10 @@ impl Ledger {
                 .iter()
                 .map(|row| Row::read(row, DOING))
                 .collect::<Result<Vec<_>>>()?;
-            let Some(last) = rows.last() else { break };
-            after = last.id().to_string();
+            let Some(last) = rows.last().map(Row::id) else {
+                break;
+            };
+            after = last.to_string();
             let is_last = rows.len() < BULK;
             let (running, waiting): (Vec<Row>, Vec<Row>) = rows
                 .into_iter()
@@ -225,19 +236,29 @@ impl Ledger {
             if is_last {
                 break;
             }
+            if begun.elapsed() > self.inner.shared.options.bulk {
+                done.next = Some(last);
+                break;
+            }
         }
         Ok(done)
     }
 
     /// Submits all ended jobs of a filter again that did not succeed (the dead ones, where it names no state), each as
     /// a new job that names the old one. A job that was replayed like this within seven days is not replayed
-    /// again. A dry run only counts them.
+    /// again. A dry run only counts them. Very many take several requests, as in [`Ledger::cancel_matching`].
     ///
     /// # Errors
     ///
     /// When the ledger is away: then some may be replayed, and saying it again goes on.
-    pub async fn replay_matching(&self, filter: &JobFilter, dry_run: bool) -> Result<BulkReplay> {
+    pub async fn replay_matching(
+        &self,
+        filter: &JobFilter,
+        after: Option<JobId>,
+        dry_run: bool,
+    ) -> Result<BulkReplay> {
         const DOING: &str = "replaying jobs";
+        let begun = Instant::now();
         let mut filter = filter.clone();
         filter
             .states
@@ -250,7 +271,7 @@ impl Ledger {
         values.push(V::N(until.micros()));
         conditions.push(format!("ended <= ${}", values.len()));
         let mut done = BulkReplay::default();
-        let mut after = String::new();
+        let mut after = after.map_or_else(String::new, |job| job.to_string());
         loop {
             let mut values = values.clone();
             values.push(V::S(after.clone()));
@@ -267,8 +288,10 @@ impl Ledger {
                 .iter()
                 .map(|row| record(row, DOING))
                 .collect::<Result<Vec<_>>>()?;
-            let Some(last) = page.last() else { break };
-            after = last.id.to_string();
+            let Some(last) = page.last().map(|old| old.id) else {
+                break;
+            };
+            after = last.to_string();
             let is_last = page.len() < BULK;
             if dry_run {
                 done.submitted += page.len() as u64;
@@ -276,6 +299,10 @@ impl Ledger {
                 self.replay(page, &mut done).await?;
             }
             if is_last {
+                break;
+            }
+            if begun.elapsed() > self.inner.shared.options.bulk {
+                done.next = Some(last);
                 break;
             }
         }

@@ -613,7 +613,7 @@ pub async fn many_jobs_are_cancelled_while_they_run(place: &Place) {
         tenant: Some("acme".parse().unwrap()),
         ..JobFilter::default()
     };
-    let would = ledger.cancel_matching(&filter, true).await.unwrap();
+    let would = ledger.cancel_matching(&filter, None, true).await.unwrap();
     assert_eq!((would.cancelled, would.asked), (jobs - 5, 5));
     assert_eq!(
         ledger.counts().await.unwrap().queued,
@@ -639,11 +639,11 @@ pub async fn many_jobs_are_cancelled_while_they_run(place: &Place) {
             }
         }
     });
-    let done = ledger.cancel_matching(&filter, false).await.unwrap();
+    let done = ledger.cancel_matching(&filter, None, false).await.unwrap();
     worker.await.unwrap();
     assert!(done.cancelled + done.asked >= jobs - 5 - 5, "{done:?}");
     // What ran meanwhile, and went back, was asked to stop: it ended then (rule 1).
-    let left = ledger.cancel_matching(&filter, false).await.unwrap();
+    let left = ledger.cancel_matching(&filter, None, false).await.unwrap();
     assert_eq!((left.cancelled, left.asked), (0, 0));
     assert_eq!(limit(&ledger, "tenant/acme").await.running, 0);
     let other = ledger.job(other).await.unwrap();
@@ -665,14 +665,14 @@ pub async fn dead_jobs_are_replayed_once_by_filter(place: &Place) {
         tenant: Some("acme".parse().unwrap()),
         ..JobFilter::default()
     };
-    let would = ledger.replay_matching(&filter, true).await.unwrap();
+    let would = ledger.replay_matching(&filter, None, true).await.unwrap();
     assert_eq!(
         (would.submitted, ledger.counts().await.unwrap().queued),
         (3, 0)
     );
-    let done = ledger.replay_matching(&filter, false).await.unwrap();
+    let done = ledger.replay_matching(&filter, None, false).await.unwrap();
     assert_eq!((done.submitted, done.already, done.refused), (3, 0, 0));
-    let again = ledger.replay_matching(&filter, false).await.unwrap();
+    let again = ledger.replay_matching(&filter, None, false).await.unwrap();
     assert_eq!((again.submitted, again.already), (0, 3));
     let queued = ledger
         .jobs(&JobFilter {
@@ -687,8 +687,53 @@ pub async fn dead_jobs_are_replayed_once_by_filter(place: &Place) {
         tenant: Some("other".parse().unwrap()),
         ..JobFilter::default()
     };
-    let none = ledger.replay_matching(&strangers, true).await.unwrap();
+    let none = ledger
+        .replay_matching(&strangers, None, true)
+        .await
+        .unwrap();
     assert_eq!(none.submitted, 0);
+}
+
+pub async fn what_is_asked_of_very_many_is_done_in_several_requests(place: &Place) {
+    let ledger = place.open().await;
+    let ids = submit_many(&ledger, 1_100, "acme").await;
+    let filter = JobFilter {
+        tenant: Some("acme".parse().unwrap()),
+        ..JobFilter::default()
+    };
+    let hasty = place
+        .open_with(LedgerOptions {
+            bulk: Duration::ZERO,
+            ..LedgerOptions::default()
+        })
+        .await;
+    let mut after = None;
+    let mut cancelled = Vec::new();
+    for _ in 0..3 {
+        let done = hasty.cancel_matching(&filter, after, false).await.unwrap();
+        cancelled.push(done.cancelled);
+        after = done.next;
+    }
+    assert_eq!(
+        (cancelled.as_slice(), after),
+        ([500, 500, 100].as_slice(), None)
+    );
+    let filter = JobFilter {
+        states: vec![JobState::Cancelled],
+        ..filter
+    };
+    let mut submitted = Vec::new();
+    for _ in 0..3 {
+        let done = hasty.replay_matching(&filter, after, false).await.unwrap();
+        assert_eq!((done.already, done.refused), (0, 0), "none is met twice");
+        submitted.push(done.submitted);
+        after = done.next;
+    }
+    assert_eq!(
+        (submitted.as_slice(), after),
+        ([500, 500, 100].as_slice(), None)
+    );
+    assert_eq!(ledger.counts().await.unwrap().queued, ids.len() as u64);
 }
 
 fn dmz() -> std::collections::BTreeMap<String, String> {
