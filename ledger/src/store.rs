@@ -345,6 +345,35 @@ impl Store {
             .map_err(|error| self.noticed(database_error(doing, error)))
     }
 
+    /// Changes rows in one statement, which is a transaction of its own.
+    pub(crate) async fn change(
+        &self,
+        doing: &'static str,
+        sql: String,
+        values: &[V<'_>],
+    ) -> Result<Vec<AnyRow>> {
+        let fate = Steps::fate(self.steps.as_ref(), StepKind::Commit, doing);
+        if fate == StepFate::Fails {
+            return Err(self.noticed(steps::failed(doing)));
+        }
+        let changed = async {
+            let mut connection = self.writers.acquire().await?;
+            bound(sql, values).fetch_all(&mut *connection).await
+        }
+        .await
+        .map_err(|error| self.noticed(database_error(doing, error)))?;
+        if fate == StepFate::AnswerLost {
+            return Err(self.noticed(steps::failed(doing)));
+        }
+        Ok(changed)
+    }
+
+    /// Tells whoever listens of jobs that became claimable.
+    pub(crate) fn tell_ready(&self, jobs: Vec<JobId>) {
+        // Nobody listens where the ledger is its own queue.
+        let _nobody_listens = self.ready.send(jobs);
+    }
+
     /// Reads at most one row.
     pub(crate) async fn read_one(
         &self,

@@ -7,7 +7,8 @@ use std::{
 };
 
 use fettler_model::{
-    AttemptToken, DatabaseId, DatabaseUrl, JobId, JobKindName, JobState, Timestamp, WaitReason,
+    AttemptToken, DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobKindName, JobState, SlotClass,
+    Timestamp, WaitReason,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     ClaimRequest, Claimed, ClaimedBatch, Fencing, JobRecord, Ledger, LedgerError, Result, codes,
-    dialect::Column,
+    dialect::{Column, Dialect},
     row::{Fields, json_text},
     store::{Transaction, V},
 };
@@ -82,6 +83,30 @@ impl Ledger {
                 next_due_in: due.map(|due| due.since(now)),
             });
         }
+        let mut claimed = Vec::new();
+        let mut left = None;
+        if let Some(ids) = ids
+            && !is_due
+            && !outlook.has_rules
+            && self.inner.store.dialect == Dialect::Postgres
+        {
+            self.keep_announced(request).await?;
+            claimed = self.claim_plain(request, ids).await?;
+            let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
+            let rest: Vec<JobId> = ids
+                .iter()
+                .copied()
+                .filter(|id| !taken.contains(id))
+                .collect();
+            if rest.is_empty() {
+                return Ok(ClaimedBatch {
+                    jobs: claimed,
+                    next_due_in: due.map(|due| due.since(now)),
+                });
+            }
+            left = Some(rest);
+        }
+        let ids = left.as_deref().or(ids);
         let routes = if outlook.has_routes {
             lines::routes(&self.inner.store).await?
         } else {
@@ -111,6 +136,7 @@ impl Ledger {
             seen: &self.inner.lines_seen,
             has_rules: outlook.has_rules,
             lines: lines::lines_for(request, &routes),
+            room: Room::of_request(request).without(&claimed),
         };
         let outcome = match ids {
             Some(ids) => claim_given(&mut transaction, &batch, ids).await?,
@@ -137,10 +163,68 @@ impl Ledger {
         if outcome.claimed.is_empty() && outcome.is_contended {
             next_due_in = Some(next_due_in.map_or(CONTENDED, |due| due.min(CONTENDED)));
         }
+        claimed.extend(outcome.claimed);
         Ok(ClaimedBatch {
-            jobs: outcome.claimed,
+            jobs: claimed,
             next_due_in,
         })
+    }
+
+    /// Claims those of these jobs that nothing has to be looked at for: short ones that exclude nobody, without a window or a
+    /// deadline, while there is no limit and no pause. The condition stands in the statement, which is a transaction
+    /// of its own (rule 3): one way to the server instead of four, and one change of each row instead of two.
+    async fn claim_plain(&self, request: &ClaimRequest, ids: &[JobId]) -> Result<Vec<Claimed>> {
+        let store = &self.inner.store;
+        let lease = i64::try_from(request.lease.as_micros()).unwrap_or(i64::MAX / 8);
+        let mut ids: Vec<JobId> = ids
+            .iter()
+            .copied()
+            .take(request.short.min(MAX_CLAIM))
+            .collect();
+        // Two claims that meet the same jobs wait for each other in one order (rule 8).
+        ids.sort_unstable();
+        let rows: Vec<Value> = ids
+            .iter()
+            .map(|id| json!({"vid": id, "vrandom": rand::random::<u32>()}))
+            .collect();
+        // Written so that the rows are found by their ids, whatever the planner thinks of the other indexes.
+        let sql = format!(
+            "UPDATE job SET state = 1, token = (((token >> 32) + 1) << 32) | vrandom, worker = $2, started = {now}, lease_until = {now} + $3,
+                    holds = NULL, progress = NULL
+             FROM {} v
+             WHERE id = vid AND {CLAIMABLE} AND +slot = {short} AND kind || '' {} AND line || '' = '' AND exclusion = {free}
+               AND deadline IS NULL AND (terms IS NULL OR terms NOT LIKE '%\"window\"%')
+               AND NOT EXISTS (SELECT 1 FROM job_limit) AND NOT EXISTS (SELECT 1 FROM pause)
+             RETURNING {COMMON}, {LIVE}",
+            store
+                .dialect
+                .rows(1, &[("vid", Column::Text), ("vrandom", Column::Number)]),
+            store.dialect.among(4),
+            now = store.dialect.clock().unwrap_or_default(),
+            short = codes::slot(SlotClass::Short),
+            free = codes::exclusion(ExclusionClass::Free),
+        );
+        let values = [
+            V::S(json_text(&rows)?),
+            V::T(&request.worker),
+            V::N(lease),
+            V::S(json_text(&request.kinds)?),
+        ];
+        let changed = store.change(DOING, sql, &values).await?;
+        if !changed.is_empty() {
+            fettler_fault_points::reached(fettler_fault_points::Point::ClaimCommitted);
+        }
+        changed
+            .iter()
+            .map(|row| {
+                let row = Row::read(row, DOING)?;
+                Ok(Claimed {
+                    token: row.token,
+                    lease_until: row.record.lease_until.unwrap_or(row.record.submitted),
+                    job: row.record,
+                })
+            })
+            .collect()
     }
 
     /// What a claim is about to meet: asked without a lock, so that an idle worker costs nothing. Where jobs are given, it is
@@ -300,6 +384,8 @@ struct Batch<'r> {
     has_rules: bool,
     /// The lines of each kind that the worker can serve.
     lines: Vec<(JobKindName, String)>,
+    /// What the worker has room for.
+    room: Room,
 }
 
 /// What a batch of claims gave.
@@ -312,7 +398,7 @@ struct Outcome {
 
 /// Claims from the ledger's own order.
 async fn claim_in_order(transaction: &mut Transaction, batch: &Batch<'_>) -> Result<Outcome> {
-    let mut room = Room::of_request(batch.request);
+    let mut room = batch.room;
     let mut outcome = Outcome::default();
     let mut passed = HashSet::new();
     let mut hints = Hints::default();
@@ -375,7 +461,7 @@ async fn claim_given(
         transaction,
         batch,
         candidates,
-        &mut Room::of_request(batch.request),
+        &mut { batch.room },
         &mut Hints::default(),
         &mut outcome.claimed,
     )
@@ -384,6 +470,7 @@ async fn claim_given(
 }
 
 /// How many jobs of each class the worker still has room for.
+#[derive(Clone, Copy)]
 pub(super) struct Room {
     pub(super) long: usize,
     pub(super) short: usize,
@@ -395,6 +482,18 @@ impl Room {
             long: request.long.min(MAX_CLAIM),
             short: request.short.min(MAX_CLAIM),
         }
+    }
+
+    /// The room that these claims leave.
+    fn without(mut self, claimed: &[Claimed]) -> Self {
+        for claimed in claimed {
+            let free = match claimed.job.slot {
+                SlotClass::Long => &mut self.long,
+                SlotClass::Short => &mut self.short,
+            };
+            *free = free.saturating_sub(1);
+        }
+        self
     }
 
     fn of(&mut self, row: &Row) -> &mut usize {

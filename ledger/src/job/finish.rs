@@ -85,18 +85,14 @@ pub(super) async fn finish(
         ],
     );
     let values = [V::S(json_text(&rows)?), V::N(now.micros())];
-    let into_history = |from: &str| {
-        format!(
-            "INSERT INTO history ({COMMON}, ended, outcome, result, bytes, tx, seq)
-             SELECT id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, submitted,
-                    due, deadline, max_tries, unique_key, retry_of, tags, vproblem, vtries, vlost, cancel, vstate,
-                    token, worker, started, progress, terms, $2, voutcome, vresult,
-                    400 + octet_length(arguments) + COALESCE(octet_length(vresult), 0) + COALESCE(octet_length(vproblem), 0),
-                    {tx}, {seq}
-             FROM {from} ORDER BY vseq",
-            tx = dialect.transaction(),
-            seq = dialect.position("vseq"),
-        )
+    let columns = EndColumns {
+        state: "vstate",
+        outcome: "voutcome",
+        problem: "vproblem",
+        tries: "vtries",
+        lost: "vlost",
+        ended: "$2",
+        position: dialect.position("vseq"),
     };
     if dialect == Dialect::Postgres {
         // One way to the server and one look at each row instead of three.
@@ -105,14 +101,18 @@ pub(super) async fn finish(
                   gone AS (DELETE FROM job USING ends WHERE id = vid RETURNING job.*, ends.*),
                   forgotten AS (DELETE FROM checkpoint WHERE job = ANY (ARRAY(SELECT vid FROM ends)))
              {}",
-            into_history("gone")
+            into_history(dialect, "gone ORDER BY vseq", &columns)
         );
         transaction.execute(moved, &values).await?;
         return Ok(());
     }
     transaction
         .execute(
-            into_history(&format!("{source} v JOIN job ON id = vid")),
+            into_history(
+                dialect,
+                &format!("{source} v JOIN job ON id = vid ORDER BY vseq"),
+                &columns,
+            ),
             &values,
         )
         .await?;
@@ -124,6 +124,40 @@ pub(super) async fn finish(
         transaction.execute(sql, &[V::T(&ids)]).await?;
     }
     Ok(())
+}
+
+/// What a job's end says beside what its row had, each as an expression. Its result is `vresult`.
+pub(super) struct EndColumns<'c> {
+    pub(super) state: &'c str,
+    pub(super) outcome: &'c str,
+    pub(super) problem: &'c str,
+    pub(super) tries: &'c str,
+    pub(super) lost: &'c str,
+    pub(super) ended: &'c str,
+    pub(super) position: &'c str,
+}
+
+/// The statement that writes jobs' rows to the history, where `from` says which, in which order.
+pub(super) fn into_history(dialect: Dialect, from: &str, end: &EndColumns<'_>) -> String {
+    let EndColumns {
+        state,
+        outcome,
+        problem,
+        tries,
+        lost,
+        ended,
+        position,
+    } = end;
+    format!(
+        "INSERT INTO history ({COMMON}, ended, outcome, result, bytes, tx, seq)
+         SELECT id, tenant, kind, kind_version, database_id, arguments, exclusion, slot, priority, submitted,
+                due, deadline, max_tries, unique_key, retry_of, tags, {problem}, {tries}, {lost}, cancel, {state},
+                token, worker, started, progress, terms, {ended}, {outcome}, vresult,
+                400 + octet_length(arguments) + COALESCE(octet_length(vresult), 0) + COALESCE(octet_length({problem}), 0),
+                {tx}, {position}
+         FROM {from}",
+        tx = dialect.transaction(),
+    )
 }
 
 /// A job that goes back to the queue after an attempt.
