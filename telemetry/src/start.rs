@@ -132,7 +132,8 @@ where
         .with_ansi(std::io::stderr().is_terminal());
     match form {
         LogForm::Text => lines.with_target(false).fmt_fields(Fields).boxed(),
-        LogForm::Json => lines.json().boxed(),
+        // The list of spans ends with the current one.
+        LogForm::Json => lines.json().with_current_span(false).boxed(),
     }
 }
 

@@ -416,7 +416,7 @@ impl Attempt {
             let error = match shared.ledger.complete(self.fencing(), ending.clone()).await {
                 Ok(ended) => {
                     self.count_end(&ending);
-                    return Self::log_end(&ending, &ended);
+                    return self.log_end(&ending, &ended);
                 }
                 Err(error) => error,
             };
@@ -479,9 +479,12 @@ impl Attempt {
             .record(self.began.elapsed());
     }
 
-    fn log_end(ending: &Ending, ended: &Ended) {
+    fn log_end(&self, ending: &Ending, ended: &Ended) {
         match (ending, ended) {
-            (Ending::Succeeded { .. }, _) => tracing::info!("the job succeeded"),
+            (Ending::Succeeded { .. }, _) => {
+                let seconds = self.began.elapsed().as_secs_f64();
+                tracing::info!(seconds, "the job succeeded");
+            }
             (
                 Ending::Failed { problem } | Ending::Died { problem },
                 Ended::Queued { not_before },

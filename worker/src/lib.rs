@@ -661,7 +661,10 @@ fn job_span(task: &Task<Delivery>) -> Span {
     span
 }
 
-/// In the job's span, when its attempt starts.
-fn say_started(_: &Task<Delivery>, _: &Span) {
-    tracing::info!("the job started");
+/// In the job's span, when its attempt starts. Of a short one it is enough to be told of its end.
+fn say_started(task: &Task<Delivery>, _: &Span) {
+    match task.args.claimed.job.slot {
+        SlotClass::Long => tracing::info!("the job started"),
+        SlotClass::Short => tracing::debug!("the job started"),
+    }
 }
