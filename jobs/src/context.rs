@@ -363,6 +363,7 @@ impl JobContext {
             fingerprint_key,
             rate: Arc::new(RateLimit::new(max_bytes_per_second)),
             scratch,
+            kept: self.services.scratch(),
             parallel: self.services.parallel(),
         })
     }
@@ -392,6 +393,10 @@ impl JobContext {
         artefact: &Artefact,
         server: Option<&Target>,
     ) -> Result<(), EngineError> {
+        if artefact.until_job_ends {
+            // A newer attempt may have made it its own.
+            self.fence.check().await?;
+        }
         engine.remove_artefact(artefact, server).await?;
         self.artefacts.removed(artefact).await
     }

@@ -2,6 +2,8 @@
 //! be made again from the repository (rule 19): its writes are fenced when a job makes them, and not
 //! when it is rebuilt.
 
+use std::time::Duration;
+
 use fettler_model::{
     AttemptToken, BackupFacts, BackupId, BackupState, JobId, ProofFacts, TenantId,
 };
@@ -14,6 +16,9 @@ use crate::{
     row::{Fields, json_text},
     store::{Transaction, V},
 };
+
+/// What is left to a job's next attempt is kept for so long at most, if none comes.
+const LEFT_AT_MOST: Duration = Duration::from_secs(24 * 3600);
 
 const READING: &str = "reading the catalogue";
 const BACKUP: &str = "id, place, facts, state, state_why, proof";
@@ -272,12 +277,20 @@ impl Ledger {
             .collect()
     }
 
-    /// Records what an attempt is about to make outside (rule 6). The same name again replaces the data.
+    /// Records what an attempt is about to make outside (rule 6). The same name again replaces the data; one that an
+    /// earlier attempt of the job has left becomes this one's. With `until_job_ends` it is left to the job's next attempt when
+    /// this one is lost or interrupted; otherwise it is to be removed with its attempt.
     ///
     /// # Errors
     ///
     /// When the attempt was superseded: then it must not be made.
-    pub async fn record_artefact(&self, fencing: Fencing, name: &str, data: &Value) -> Result<()> {
+    pub async fn record_artefact(
+        &self,
+        fencing: Fencing,
+        name: &str,
+        data: &Value,
+        until_job_ends: bool,
+    ) -> Result<()> {
         let mut transaction = self
             .inner
             .store
@@ -287,15 +300,72 @@ impl Ledger {
         let now = transaction.now().await?;
         transaction
             .execute(
-                "INSERT INTO artefact (job, token, name, tenant, database_id, data, recorded)
-                 SELECT id, token, $3, tenant, database_id, $4, $5 FROM job WHERE id = $1 AND token = $2
-                 ON CONFLICT (job, token, name) DO UPDATE SET data = excluded.data",
+                "INSERT INTO artefact (job, token, name, tenant, database_id, data, recorded, until_job_ends)
+                 SELECT id, token, $3, tenant, database_id, $4, $5, $6 FROM job WHERE id = $1 AND token = $2
+                 ON CONFLICT (job, token, name) DO UPDATE SET data = excluded.data, until_job_ends = excluded.until_job_ends",
                 &[
                     V::S(fencing.job.to_string()),
                     V::N(fencing.token.value()),
                     V::T(name),
                     V::S(json_text(data)?),
                     V::N(now.micros()),
+                    V::N(i64::from(until_job_ends)),
+                ],
+            )
+            .await?;
+        transaction
+            .execute(
+                "DELETE FROM artefact WHERE job = $1 AND token <> $2 AND name = $3",
+                &[
+                    V::S(fencing.job.to_string()),
+                    V::N(fencing.token.value()),
+                    V::T(name),
+                ],
+            )
+            .await?;
+        transaction.commit().await
+    }
+
+    /// The data of what earlier attempts of the job have left to this one, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn left_artefacts(&self, fencing: Fencing) -> Result<Vec<Value>> {
+        const DOING: &str = "looking for what earlier attempts left";
+        let rows = self
+            .inner
+            .store
+            .read(
+                DOING,
+                "SELECT data FROM artefact WHERE job = $1 AND token <> $2 AND until_job_ends = 1 ORDER BY recorded DESC, name",
+                &[V::S(fencing.job.to_string()), V::N(fencing.token.value())],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| Fields::of(row, DOING).json("data"))
+            .collect()
+    }
+
+    /// Says that what earlier attempts of the job have left under this name is of no use to this one, so that it is removed.
+    ///
+    /// # Errors
+    ///
+    /// When the attempt was superseded.
+    pub async fn give_up_artefact(&self, fencing: Fencing, name: &str) -> Result<()> {
+        let mut transaction = self
+            .inner
+            .store
+            .begin("giving up what an earlier attempt left")
+            .await?;
+        fence(&mut transaction, fencing).await?;
+        transaction
+            .execute(
+                "UPDATE artefact SET until_job_ends = 0 WHERE job = $1 AND token <> $2 AND name = $3",
+                &[
+                    V::S(fencing.job.to_string()),
+                    V::N(fencing.token.value()),
+                    V::T(name),
                 ],
             )
             .await?;
@@ -319,13 +389,15 @@ impl Ledger {
         transaction.commit().await
     }
 
-    /// What attempts left that do not run any more, oldest first.
+    /// What attempts left that do not run any more, oldest first. What is left to a job's next attempt is not among it before
+    /// the job has ended, or a day has passed.
     ///
     /// # Errors
     ///
     /// When the ledger is away.
     pub async fn orphaned_artefacts(&self, limit: usize) -> Result<Vec<ArtefactRecord>> {
         const DOING: &str = "looking for what ended attempts left";
+        let now = self.now().await?;
         let rows = self
             .inner
             .store
@@ -335,8 +407,12 @@ impl Ledger {
                         a.data AS data, a.recorded AS recorded
                  FROM artefact a
                  WHERE NOT EXISTS (SELECT 1 FROM job j WHERE j.id = a.job AND j.token = a.token AND j.state = 1)
+                   AND NOT (a.until_job_ends = 1 AND a.recorded > $2 AND EXISTS (SELECT 1 FROM job j WHERE j.id = a.job))
                  ORDER BY a.recorded, a.job, a.name LIMIT $1",
-                &[V::N(i64::try_from(limit).unwrap_or(i64::MAX))],
+                &[
+                    V::N(i64::try_from(limit).unwrap_or(i64::MAX)),
+                    V::N(now.minus(LEFT_AT_MOST).micros()),
+                ],
             )
             .await?;
         rows.iter()

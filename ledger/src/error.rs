@@ -31,7 +31,7 @@ pub enum LedgerError {
         /// What the database said.
         what: String,
     },
-    /// A newer Fettler has written this ledger.
+    /// A newer Fettler has changed this ledger so that this one cannot go on with it.
     #[error(
         "the ledger has schema version {found}, and this Fettler knows versions up to {known} only"
     )]

@@ -344,6 +344,114 @@ fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_sour
     );
 }
 
+/// What lies in a worker's scratch folder and is no scratch folder of an attempt.
+fn sandboxes(fettler: &Installation) -> Vec<String> {
+    let folders = fettler
+        .folders()
+        .into_iter()
+        .map(|folder| folder.join("scratch"))
+        .chain(["/var/tmp".into()]);
+    let entries = folders.filter_map(|folder| std::fs::read_dir(folder).ok());
+    entries
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .filter(|name| name.contains("sandbox.sqlite") || name.starts_with("pg-"))
+        .collect()
+}
+
+/// A proof whose worker is killed once the backup was restored: its sandbox is there for the next attempt, which reads
+/// nothing of the backup again.
+fn a_proof_goes_on(fettler: Installation, minio: &MinioServer, source: &str) {
+    let proxy = S3Proxy::start(minio.port()).unwrap();
+    let latches = fettler.path("latches");
+    std::fs::create_dir(&latches).unwrap();
+    let mut fettler = fettler
+        .without_workers()
+        .with_short_leases()
+        .with("FETTLER_FAULT_POINT", "prove.sandbox_filled")
+        .with("FETTLER_FAULT_LATCHES", latches.to_str().unwrap())
+        .with("FETTLER_REPOSITORY", "s3://backups/proof");
+    for (name, value) in minio.env_via(&proxy.url()) {
+        fettler = fettler.with(name, value);
+    }
+    let mut worker = fettler.start_worker();
+    fettler.run(&["backup", source]).done();
+    let packs = fettler.json(&["show", "latest"])["packs"].as_u64().unwrap();
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    let before = sandboxes(&fettler);
+    let mut worker = fettler.start_worker();
+    fettler.run(&["prove", "latest", "--detach"]).done();
+    wait_until("the worker ends", Duration::from_secs(120), || {
+        !worker.runs()
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
+    let left: Vec<String> = sandboxes(&fettler)
+        .into_iter()
+        .filter(|name| !before.contains(name))
+        .collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+
+    let reads = || {
+        let requests = proxy.requests();
+        let is_pack =
+            |request: &&S3Request| request.method == "GET" && request.key.contains("/packs/");
+        requests.iter().filter(is_pack).count()
+    };
+    let read_before = reads();
+    assert!(read_before as u64 >= packs, "{read_before} of {packs}");
+    let mut again = fettler.start_worker();
+    let mut ended = Value::Null;
+    wait_until("the proof succeeds", Duration::from_secs(120), || {
+        ended = job(&fettler.json(&["jobs", "--all"]), "prove").clone();
+        ended["state"] == "succeeded"
+    })
+    .unwrap_or_else(|error| panic!("{error}: {ended:#} {}", again.log()));
+    assert_eq!(ended["attempts"], 2);
+    let shown = fettler.json(&["jobs", "show", ended["id"].as_str().unwrap()]);
+    let result = &shown["result"];
+    assert_eq!(result["proven"], true, "{shown:#}");
+    assert!(result["restore_seconds"].as_f64() > Some(0.0), "{shown:#}");
+    let read_again = reads() - read_before;
+    // The stream of the schema is small, and is read for the comparison.
+    assert!(
+        read_again as u64 <= 1,
+        "{read_again} reads of packs after {read_before} of {packs}"
+    );
+    wait_until("nothing is left", Duration::from_secs(30), || {
+        sandboxes(&fettler).iter().all(|name| !left.contains(name))
+    })
+    .unwrap();
+    assert_eq!(again.terminate(), 0, "{}", again.log());
+}
+
+#[test]
+fn a_proof_of_sqlite_that_is_killed_goes_on_in_its_sandbox() {
+    let minio = MinioServer::start().unwrap();
+    minio.create_bucket("backups").unwrap();
+    let fettler = Installation::of_size(Size::Embedded);
+    let source = fettler.path("bank.sqlite");
+    sqlite::make_bank(&source, 64 << 20);
+    a_proof_goes_on(fettler, &minio, source.to_str().unwrap());
+}
+
+#[test]
+fn a_proof_of_postgresql_that_is_killed_goes_on_in_its_sandbox() {
+    let minio = MinioServer::start().unwrap();
+    minio.create_bucket("backups").unwrap();
+    let server = PostgresServer::shared(PgMajor::V15);
+    let source = server.create_database("proof").unwrap();
+    source
+        .psql(
+            "CREATE TABLE entry (id int PRIMARY KEY, note text);
+             INSERT INTO entry SELECT n, repeat(md5(n::text), 6) FROM generate_series(1, 300000) n;
+             CREATE INDEX ON entry (note)",
+        )
+        .unwrap();
+    let fettler = Installation::of_size(Size::Fleet)
+        .with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    a_proof_goes_on(fettler, &minio, &source.url());
+}
+
 #[rstest]
 fn a_backup_that_is_cancelled_leaves_no_announcement_and_is_never_listed(
     #[values(Size::Embedded, Size::Fleet)] size: Size,

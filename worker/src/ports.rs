@@ -247,8 +247,11 @@ impl Artefacts for Ports {
     async fn record(&self, artefact: &Artefact) -> Result<(), EngineError> {
         let record = RecordedArtefact::here(artefact.clone());
         let (name, data) = (record.name(), record.to_value());
-        self.patiently_for_engine(|| self.ledger.record_artefact(self.fencing, &name, &data))
-            .await?;
+        self.patiently_for_engine(|| {
+            self.ledger
+                .record_artefact(self.fencing, &name, &data, artefact.until_job_ends)
+        })
+        .await?;
         reached(Point::ArtefactRecorded);
         Ok(())
     }
@@ -260,6 +263,23 @@ impl Artefacts for Ports {
                 .remove_artefact(self.fencing.job, self.fencing.token, &name)
         })
         .await
+    }
+
+    async fn left(&self) -> Result<Vec<Artefact>, EngineError> {
+        let left = self
+            .patiently_for_engine(|| self.ledger.left_artefacts(self.fencing))
+            .await?;
+        // What a newer version recorded in another form is for that one to go on with.
+        let readable = left
+            .iter()
+            .filter_map(|data| RecordedArtefact::from_value(data).ok());
+        Ok(readable.map(|recorded| recorded.artefact).collect())
+    }
+
+    async fn give_up(&self, left: &Artefact) -> Result<(), EngineError> {
+        let name = RecordedArtefact::here(left.clone()).name();
+        self.patiently_for_engine(|| self.ledger.give_up_artefact(self.fencing, &name))
+            .await
     }
 }
 

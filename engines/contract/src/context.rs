@@ -59,6 +59,10 @@ pub struct Artefact {
     pub name: String,
     /// What the engine needs to remove it (a place, a process id); no secrets.
     pub data: serde_json::Value,
+    /// Whether it is left to the job's next attempt when this one is lost or interrupted, which goes on with it
+    /// (see [`Artefacts::left`]); otherwise it is removed with its attempt.
+    #[serde(default)]
+    pub until_job_ends: bool,
 }
 
 /// The record of what an attempt makes outside (rule 6).
@@ -70,6 +74,18 @@ pub trait Artefacts: Send + Sync {
 
     /// Says that it is gone.
     async fn removed(&self, artefact: &Artefact) -> Result<(), EngineError>;
+
+    /// What earlier attempts of the job have left to this one, newest first. Recording one again makes it this
+    /// attempt's own.
+    async fn left(&self) -> Result<Vec<Artefact>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    /// Gives up something that was left: whoever can removes it.
+    async fn give_up(&self, left: &Artefact) -> Result<(), EngineError> {
+        let _nobody_kept_it = left;
+        Ok(())
+    }
 }
 
 /// Says whether this attempt still is the job's newest and its lease holds (P2).
@@ -148,6 +164,8 @@ pub struct EngineContext {
     pub rate: Arc<RateLimit>,
     /// A folder for temporary files, which exists and belongs to this attempt.
     pub scratch: PathBuf,
+    /// A folder of this machine for files that the job's next attempt is to find ([`Artefact::until_job_ends`]).
+    pub kept: PathBuf,
     /// How many connections may work at once.
     pub parallel: usize,
 }

@@ -164,6 +164,8 @@ pub struct Sandbox {
     pub target: Target,
     /// What was recorded before it was made; given to [`DatabaseEngine::remove_artefact`] at the end.
     pub artefacts: Vec<Artefact>,
+    /// Whether it is the one that an earlier attempt left, with what that had put into it.
+    pub continued: bool,
 }
 
 /// What is known when a sandbox is made.
@@ -178,6 +180,9 @@ pub struct SandboxRequest {
     pub identity: Identity,
     /// About how many bytes will be restored; space is looked for before anything is made.
     pub estimated_bytes: u64,
+    /// The sandbox that an earlier attempt of the job left. It is gone on with where that can be done; it is of no use on
+    /// another machine, or after the machine has started anew.
+    pub left: Option<Artefact>,
 }
 
 /// A database engine.
@@ -226,6 +231,12 @@ pub trait DatabaseEngine: fmt::Debug + Send + Sync {
         context: &EngineContext,
         request: &SandboxRequest,
     ) -> Result<Sandbox, EngineError>;
+
+    /// Ends what runs in a sandbox and keeps what lies in it, for the job's next attempt.
+    async fn leave_sandbox(&self, sandbox: &Sandbox) -> Result<(), EngineError> {
+        let _nothing_runs = sandbox;
+        Ok(())
+    }
 
     /// Removes what an attempt made, also when another process made it and died. Removing what is
     /// not there is no error.

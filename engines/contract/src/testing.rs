@@ -275,6 +275,12 @@ impl Artefacts for MemoryRecord {
             });
         Ok(())
     }
+
+    async fn left(&self) -> Result<Vec<Artefact>, EngineError> {
+        let mut left = self.artefacts();
+        left.retain(|artefact| artefact.until_job_ends);
+        Ok(left)
+    }
 }
 
 /// What the engine's calls are given in the attempt of this number; attempts with the same record are of
@@ -299,6 +305,7 @@ pub fn context(
         fingerprint_key: [7; 32],
         rate: Arc::new(RateLimit::default()),
         scratch: scratch.to_path_buf(),
+        kept: scratch.to_path_buf(),
         parallel: 2,
     }
 }

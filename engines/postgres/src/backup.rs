@@ -20,6 +20,7 @@ use fettler_engine::{
 };
 use fettler_model::{Fingerprint, ObjectFacts, ObjectKind, Warning};
 use futures::{future::try_join_all, try_join};
+use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, Span};
@@ -87,7 +88,7 @@ pub(crate) enum WorkKind {
 }
 
 /// What was found in one object.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Found {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) bytes: u64,
@@ -788,9 +789,18 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(context: &EngineContext, work: VecDeque<Work>) -> Self {
+        Self::going_on(context, work, Findings::default())
+    }
+
+    /// Adds to what was found before.
+    pub(crate) fn going_on(
+        context: &EngineContext,
+        work: VecDeque<Work>,
+        findings: Findings,
+    ) -> Self {
         Self {
             work: Mutex::new(work),
-            findings: Mutex::default(),
+            findings: Mutex::new(findings),
             reading: Reading::of(context, &context.stop),
             stop: context.stop.clone(),
             progress: Arc::clone(&context.progress),

@@ -1,6 +1,6 @@
 //! Reading a restored copy in the very forms in which the original was read, for a proof to compare.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
 use fettler_engine::{BackupReport, EngineContext, EngineError, Target};
 use fettler_model::{ObjectFacts, ObjectKind};
@@ -10,6 +10,7 @@ use crate::{
     PostgresEngine,
     backup::{Findings, Shared, Work, WorkKind, copy_sql, ranges, speak, table_facts, worker},
     catalogue::{self, ServerFacts},
+    compared::Compared,
     connect::connect,
     data::{BackupData, SCHEMA_STREAM, TableData},
     large_objects, large_values,
@@ -210,7 +211,7 @@ async fn read(
     let mut order: Vec<usize> = (0..tables.len()).collect();
     let bytes_of = |at: &usize| sizes.get(&tables[*at].oid).map_or(0, |(_, bytes)| *bytes);
     order.sort_by_key(|at| std::cmp::Reverse(bytes_of(at)));
-    let mut work = VecDeque::new();
+    let mut work = Vec::new();
     for at in order {
         let table = &tables[at];
         let pages = if server.major() >= 14 && table.condition.is_empty() {
@@ -219,7 +220,7 @@ async fn read(
             0
         };
         for range in ranges(pages, engine.range_pages) {
-            work.push_back(Work {
+            work.push(Work {
                 table: Some(at),
                 what: format!("comparing {}", table.display()),
                 sql: copy_sql(table, range),
@@ -231,17 +232,23 @@ async fn read(
     if let Some(plan) = large_objects {
         work.extend(plan.work());
     }
-    let sessions = context.parallel.clamp(1, work.len().max(1));
-    let shared = Shared::new(context, work);
-    let mut workers = Vec::with_capacity(sessions);
-    for _ in 0..sessions {
-        let mut session = connect(params, &context.attempt.to_string()).await?;
-        catalogue::settle(&mut session, server).await?;
-        speak(&mut session, &data.encoding).await?;
-        workers.push(worker(&shared, session, None, None));
+    let mut compared = Compared::load(context, &work, tables).await?;
+    while let Some(part) = compared.next_part(&work) {
+        let sessions = context.parallel.clamp(1, part.len().max(1));
+        let shared = Shared::going_on(context, part, compared.findings());
+        let mut workers = Vec::with_capacity(sessions);
+        for _ in 0..sessions {
+            let mut session = connect(params, &context.attempt.to_string()).await?;
+            catalogue::settle(&mut session, server).await?;
+            speak(&mut session, &data.encoding).await?;
+            workers.push(worker(&shared, session, None, None));
+        }
+        try_join_all(workers).await?;
+        compared
+            .save(context, &work, tables, shared.findings())
+            .await?;
     }
-    try_join_all(workers).await?;
-    Ok(shared.findings())
+    Ok(compared.findings())
 }
 
 /// Compares the definitions; gives the expected digest where they are the same.

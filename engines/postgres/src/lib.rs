@@ -8,6 +8,7 @@
 
 mod backup;
 mod catalogue;
+mod compared;
 mod connect;
 mod copy;
 mod data;
@@ -137,6 +138,10 @@ impl DatabaseEngine for PostgresEngine {
         request: &SandboxRequest,
     ) -> Result<Sandbox, EngineError> {
         sandbox::open(self, context, request).await
+    }
+
+    async fn leave_sandbox(&self, sandbox: &Sandbox) -> Result<(), EngineError> {
+        sandbox::leave(sandbox).await
     }
 
     async fn remove_artefact(

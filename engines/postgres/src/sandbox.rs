@@ -2,10 +2,12 @@
 //!
 //! **Private.** `initdb` and `postgres`, as a user without rights on this machine, listening on a socket in a folder
 //! that only that user may enter. It ends when this process ends, however that happens: it is started by a shell
-//! that waits for the end of a pipe whose other end is here.
+//! that waits for the end of a pipe whose other end is here. Its folder stays for the job's next attempt, which starts a
+//! server on it again, on the same machine and as long as that has not started anew: the server syncs nothing, so that
+//! what it wrote outlives every process, and not the machine.
 //!
 //! **Shared.** A role without superuser rights and a database that it makes. No role, grant or owner of the
-//! backup is made there.
+//! backup is made there. The next attempt gives the role another password, so that an earlier one that still lives is shut out.
 //!
 //! Rule 31: the dump's own code (index expressions, generated columns, checks, views, event triggers) runs without superuser
 //! rights. In the private server the backup's roles are superusers only while definitions are made, which runs none of it; rows are
@@ -58,6 +60,10 @@ const SOCKET_PATH_BYTES: usize = 107;
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
 /// How long a server may take to start.
 const START_WAIT: Duration = Duration::from_secs(60);
+/// How long it may take to start on what an earlier attempt left, and to replay that server's log.
+const RECOVERY_WAIT: Duration = Duration::from_secs(600);
+/// Where the kernel tells one start of the machine from another.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long it may take to stop before it is killed.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at a server that starts or stops.
@@ -85,7 +91,7 @@ session_replication_role = replica
 log_min_messages = fatal
 fettler.sandbox = private
 ";
-/// Runs the server, waits until nobody holds the other end of the pipe any more, and cleans up.
+/// Runs the server, waits until nobody holds the other end of the pipe any more, and ends it.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 "$1" -D "$2" >>"$3" 2>&1 </dev/null &
@@ -93,7 +99,6 @@ server=$!
 cat >/dev/null
 kill -QUIT "$server" 2>/dev/null
 wait "$server"
-rm -rf -- "$4"
 "#;
 
 /// The servers that this process has started, by folder.
@@ -134,6 +139,9 @@ enum Made {
         folder: PathBuf,
         /// Process id and start time in the kernel's ticks, once it runs.
         process: Option<(i32, u64)>,
+        /// The machine's start in which it was made.
+        #[serde(default)]
+        boot: String,
     },
     Database {
         role: Option<String>,
@@ -171,7 +179,19 @@ async fn open_private(
     let major = major_of(&request.identity.version);
     let server = engine.tools.find("postgres", major, major).await?;
     let user = run_as()?;
-    let base = base_folder(&context.scratch, user)?;
+    if let Some(left) = &request.left
+        && let Some(folder) = usable_folder(left)
+    {
+        match go_on_in(context, &server.path, left, folder, user).await {
+            Err(error) if !matches!(error, EngineError::Stopped) => {
+                tracing::warn!(%error, "no server starts on what an earlier attempt left, and a new sandbox is made");
+                remove(left, None).await?;
+                context.artefacts.removed(left).await?;
+            }
+            outcome => return outcome,
+        }
+    }
+    let base = base_folder(&context.kept, user)?;
     let needed = request
         .estimated_bytes
         .saturating_mul(3)
@@ -190,33 +210,90 @@ async fn open_private(
         &context.attempt.job.uuid().simple().to_string()[20..],
         context.attempt.token
     ));
-    let artefact = |process| {
-        Ok::<_, EngineError>(Artefact {
-            engine: Engine::Postgres,
-            kind: "server".to_owned(),
-            name: format!("{} {}", context.attempt, folder.display()),
-            data: serde_json::to_value(Made::Server {
-                folder: folder.clone(),
-                process,
-            })
-            .map_err(|error| EngineError::local("recording a sandbox", error.into()))?,
-        })
+    let name = format!("{} {}", context.attempt, folder.display());
+    let artefact = server_artefact(&name, &folder, None);
+    context.artefacts.record(&artefact).await?;
+    let made = async {
+        make(context, &server.path, &folder, user).await?;
+        start(context, &server.path, &folder, user, START_WAIT).await
     };
-    context.artefacts.record(&artefact(None)?).await?;
-    let made = start(context, &server.path, &folder, user).await;
-    let process = match made {
+    let process = match made.await {
         Ok(process) => process,
         Err(error) => {
-            let artefact = artefact(None)?;
             remove(&artefact, None).await?;
             context.artefacts.removed(&artefact).await?;
             return Err(error);
         }
     };
-    let artefact = artefact(process)?;
+    let artefact = server_artefact(&name, &folder, process);
     context.artefacts.record(&artefact).await?;
+    Ok(Sandbox {
+        target: private_target(&folder, DATABASE)?,
+        artefacts: vec![artefact],
+        continued: false,
+    })
+}
+
+/// The folder of a server that an earlier attempt left, where a server can go on with it.
+fn usable_folder(left: &Artefact) -> Option<PathBuf> {
+    let Ok(Made::Server { folder, boot, .. }) = Made::deserialize(&left.data) else {
+        return None;
+    };
+    let has_a_cluster = folder.join("data").join("PG_VERSION").is_file();
+    (has_a_cluster && !boot.is_empty() && boot == this_boot()).then_some(folder)
+}
+
+fn this_boot() -> String {
+    let text = fs::read_to_string(BOOT_ID).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// Starts a server on what an earlier attempt left. What that attempt still runs is ended first.
+async fn go_on_in(
+    context: &EngineContext,
+    postgres: &Path,
+    left: &Artefact,
+    folder: PathBuf,
+    user: Option<(u32, u32)>,
+) -> Result<Sandbox, EngineError> {
+    context.artefacts.record(left).await?;
+    end_server(&folder, process_of(&folder.join("data"))).await?;
+    let process = start(context, postgres, &folder, user, RECOVERY_WAIT).await?;
+    let artefact = server_artefact(&left.name, &folder, process);
+    context.artefacts.record(&artefact).await?;
+    Ok(Sandbox {
+        target: private_target(&folder, DATABASE)?,
+        artefacts: vec![artefact],
+        continued: true,
+    })
+}
+
+fn server_artefact(name: &str, folder: &Path, process: Option<(i32, u64)>) -> Artefact {
+    artefact(
+        "server",
+        name.to_owned(),
+        &Made::Server {
+            folder: folder.to_owned(),
+            process,
+            boot: this_boot(),
+        },
+    )
+}
+
+fn artefact(kind: &str, name: String, made: &Made) -> Artefact {
+    Artefact {
+        engine: Engine::Postgres,
+        kind: kind.to_owned(),
+        name,
+        data: serde_json::to_value(made).expect("plain data can be JSON"),
+        until_job_ends: true,
+    }
+}
+
+/// How to reach a database of the private server in this folder.
+fn private_target(folder: &Path, database: &str) -> Result<Target, EngineError> {
     let url = format!(
-        "postgres://{}@{}/{DATABASE}?sslmode=disable",
+        "postgres://{}@{}/{database}?sslmode=disable",
         percent_encoded(ROOT_ROLE),
         percent_encoded(&folder.display().to_string())
     );
@@ -225,12 +302,9 @@ async fn open_private(
             what: format!("the sandbox's own URL: {error}"),
             transient: false,
         })?;
-    Ok(Sandbox {
-        target: Target {
-            url,
-            password: None,
-        },
-        artefacts: vec![artefact],
+    Ok(Target {
+        url,
+        password: None,
     })
 }
 
@@ -270,11 +344,11 @@ fn run_as() -> Result<Option<(u32, u32)>, EngineError> {
         })
 }
 
-/// The folder to make the server's folder in: the attempt's own where the server's user can get there and a
+/// The folder to make the server's folder in: the worker's own where the server's user can get there and a
 /// socket's path still fits, else one for temporary files.
-fn base_folder(scratch: &Path, user: Option<(u32, u32)>) -> Result<PathBuf, EngineError> {
-    let scratch = fs::canonicalize(scratch).unwrap_or_else(|_| scratch.to_owned());
-    let candidates = [scratch, PathBuf::from("/var/tmp"), std::env::temp_dir()];
+fn base_folder(kept: &Path, user: Option<(u32, u32)>) -> Result<PathBuf, EngineError> {
+    let kept = fs::canonicalize(kept).unwrap_or_else(|_| kept.to_owned());
+    let candidates = [kept, PathBuf::from("/var/tmp"), std::env::temp_dir()];
     // `/pg-`, twelve digits of the job, `-`, sixteen of the token, `/` and the socket.
     let longest = SOCKET_PATH_BYTES - "/pg-".len() - 12 - 1 - 16 - 1 - SOCKET_NAME.len();
     candidates
@@ -316,43 +390,47 @@ fn free_bytes_of(folder: &Path) -> Result<u64, EngineError> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Makes a cluster and starts a server on it.
-async fn start(
+/// A program of the server, as its user.
+fn command(program: &Path, folder: &Path, user: Option<(u32, u32)>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir(folder)
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .stdin(Stdio::null());
+    if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+        command.env("LD_LIBRARY_PATH", path);
+    }
+    if let Some((user, group)) = user {
+        command.uid(user).gid(group);
+    }
+    command
+}
+
+/// Says what failed in a folder.
+fn failed(what: &str, folder: &Path) -> impl FnOnce(io::Error) -> EngineError + use<> {
+    let what = format!("{what} {}", folder.display());
+    move |error| EngineError::local(what, error)
+}
+
+/// Makes a cluster.
+async fn make(
     context: &EngineContext,
     postgres: &Path,
     folder: &Path,
     user: Option<(u32, u32)>,
-) -> Result<Option<(i32, u64)>, EngineError> {
-    let failed = |what: &str| {
-        let what = format!("{what} {}", folder.display());
-        move |error: io::Error| EngineError::local(what, error)
-    };
+) -> Result<(), EngineError> {
+    let failed = |what: &str| failed(what, folder);
     fs::create_dir(folder).map_err(failed("making"))?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(failed("closing"))?;
     if let Some((user, group)) = user {
         chown(folder, Some(user), Some(group)).map_err(failed("giving away"))?;
     }
     let data = folder.join("data");
-    let log = folder.join("log");
-    let command = |program: &Path| {
-        let mut command = Command::new(program);
-        command
-            .current_dir(folder)
-            .env_clear()
-            .env("LC_ALL", "C")
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .stdin(Stdio::null());
-        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
-            command.env("LD_LIBRARY_PATH", path);
-        }
-        if let Some((user, group)) = user {
-            command.uid(user).gid(group);
-        }
-        command
-    };
     let mut said = String::new();
     for locale in ["C.UTF-8", "C"] {
-        let mut initdb = command(&postgres.with_file_name("initdb"));
+        let mut initdb = command(&postgres.with_file_name("initdb"), folder, user);
         initdb
             .args(["--auth=trust", "--encoding=UTF8", "--no-sync"])
             .arg(format!("--username={ROOT_ROLE}"))
@@ -387,14 +465,26 @@ async fn start(
         "unix_socket_directories = '{}'\n",
         folder.display()
     ));
-    fs::write(&settings, text).map_err(failed("writing the settings in"))?;
+    fs::write(&settings, text).map_err(failed("writing the settings in"))
+}
 
+/// Starts a server on a cluster.
+async fn start(
+    context: &EngineContext,
+    postgres: &Path,
+    folder: &Path,
+    user: Option<(u32, u32)>,
+    within: Duration,
+) -> Result<Option<(i32, u64)>, EngineError> {
+    let failed = |what: &str| failed(what, folder);
+    let data = folder.join("data");
+    let log = folder.join("log");
     context.fence.check().await?;
-    let mut watchdog = command(Path::new("/bin/sh"));
+    let mut watchdog = command(Path::new("/bin/sh"), folder, user);
     watchdog
         .args(["-c", WATCHDOG, "fettler-sandbox"])
         .arg(postgres)
-        .args([&data, &log, &folder.to_owned()])
+        .args([&data, &log])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -407,20 +497,8 @@ async fn start(
         .unwrap_or_else(PoisonError::into_inner)
         .insert(folder.to_owned(), Running { pipe, watchdog });
 
-    let params = Params::of(&Target {
-        url: DatabaseUrl::parse_with_password(&format!(
-            "postgres://{}@{}/postgres?sslmode=disable",
-            percent_encoded(ROOT_ROLE),
-            percent_encoded(&folder.display().to_string())
-        ))
-        .map_err(|error| EngineError::Database {
-            what: format!("the sandbox's own URL: {error}"),
-            transient: false,
-        })?
-        .0,
-        password: None,
-    })?;
-    let give_up = Instant::now() + START_WAIT;
+    let params = Params::of(&private_target(folder, "postgres")?)?;
+    let give_up = Instant::now() + within;
     loop {
         context.check_stop()?;
         match connect(&params, VISITOR).await {
@@ -476,7 +554,9 @@ pub(crate) async fn remove(
         remedy: "remove it by hand".to_owned(),
     })?;
     match made {
-        Made::Server { folder, process } => remove_server(&folder, process).await,
+        Made::Server {
+            folder, process, ..
+        } => remove_server(&folder, process).await,
         Made::Database { role } => remove_database(&artefact.name, role.as_deref(), server).await,
     }
 }
@@ -494,6 +574,38 @@ async fn remove_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(),
     let process = process
         .filter(|(id, start)| started(*id) == Some(*start))
         .or_else(|| process_of(&folder.join("data")));
+    end_server(folder, process).await?;
+    let removed = {
+        let folder = folder.to_owned();
+        tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await
+    };
+    match removed {
+        Ok(Err(error)) if folder.exists() => Err(EngineError::local(
+            format!("removing {}", folder.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Ends what runs in a sandbox, and keeps its folder. A server that another attempt has started there since is left alone.
+pub(crate) async fn leave(sandbox: &Sandbox) -> Result<(), EngineError> {
+    for artefact in &sandbox.artefacts {
+        if let Ok(Made::Server {
+            folder,
+            process: Some((id, start)),
+            ..
+        }) = Made::deserialize(&artefact.data)
+            && started(id) == Some(start)
+        {
+            end_server(&folder, Some((id, start))).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends the server of a folder, if it runs, and what this process had started to watch it.
+async fn end_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
     let running = RUNNING
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -521,18 +633,7 @@ async fn remove_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(),
             sleep(LOOK_EVERY).await;
         }
     }
-    // The shell removes the same folder: whoever comes second finds nothing.
-    let removed = {
-        let folder = folder.to_owned();
-        tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await
-    };
-    match removed {
-        Ok(Err(error)) if folder.exists() => Err(EngineError::local(
-            format!("removing {}", folder.display()),
-            error,
-        )),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn kill(id: i32, signal: Signal) -> Result<(), EngineError> {
@@ -595,28 +696,36 @@ async fn open_shared(
             });
         }
     }
-    let simple = context.attempt.job.uuid().simple().to_string();
-    let database = format!("fettler_proof_{}_{}", &simple[20..], context.attempt.token);
-    let role = (is_superuser || creates_roles).then(|| database.clone());
-    let artefact = Artefact {
-        engine: Engine::Postgres,
-        kind: "database".to_owned(),
-        name: database.clone(),
-        data: serde_json::to_value(Made::Database { role: role.clone() })
-            .map_err(|error| EngineError::local("recording a sandbox", error.into()))?,
+    let left = match &request.left {
+        Some(left) => usable_role(&mut session, left).await?,
+        None => None,
     };
+    let continued = left.is_some();
+    let (database, role) = left.unwrap_or_else(|| {
+        let simple = context.attempt.job.uuid().simple().to_string();
+        let database = format!("fettler_proof_{}_{}", &simple[20..], context.attempt.token);
+        let role = (is_superuser || creates_roles).then(|| database.clone());
+        (database, role)
+    });
+    let made = Made::Database { role: role.clone() };
+    let artefact = artefact("database", database.clone(), &made);
     context.artefacts.record(&artefact).await?;
     context.fence.check().await?;
     let password = match &role {
         None => server.password.clone(),
         Some(role) => {
             let secret = hex_secret();
-            session
-                .execute(&format!(
-                    "CREATE ROLE {} LOGIN CREATEDB NOSUPERUSER NOCREATEROLE PASSWORD {}",
-                    quote_ident(role),
+            let name = quote_ident(role);
+            let statement = if continued {
+                format!("ALTER ROLE {name} PASSWORD {}", literal(&secret))
+            } else {
+                format!(
+                    "CREATE ROLE {name} LOGIN CREATEDB NOSUPERUSER NOCREATEROLE PASSWORD {}",
                     literal(&secret)
-                ))
+                )
+            };
+            session
+                .execute(&statement)
                 .await
                 .map_err(|error| error.doing("making a role for the proof"))?;
             Some(Secret::new(secret))
@@ -643,7 +752,34 @@ async fn open_shared(
     Ok(Sandbox {
         target,
         artefacts: vec![artefact],
+        continued,
     })
+}
+
+/// The scratch database that an earlier attempt left on this server and its role, where both are still there.
+async fn usable_role(
+    session: &mut Session,
+    left: &Artefact,
+) -> Result<Option<(String, Option<String>)>, EngineError> {
+    let Ok(Made::Database { role }) = Made::deserialize(&left.data) else {
+        return Ok(None);
+    };
+    let of_role = role.as_ref().map_or_else(
+        || "true".to_owned(),
+        |role| {
+            let name = literal(role);
+            format!("EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = {name})")
+        },
+    );
+    let is_there = session
+        .one(&format!(
+            "SELECT {of_role} AND EXISTS (SELECT 1 FROM pg_catalog.pg_database WHERE datname = {})",
+            literal(&left.name)
+        ))
+        .await
+        .map_err(|error| error.doing("looking for what an earlier attempt left"))?
+        .flag(0)?;
+    Ok(is_there.then(|| (left.name.clone(), role)))
 }
 
 fn hex_secret() -> String {

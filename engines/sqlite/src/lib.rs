@@ -108,18 +108,36 @@ impl DatabaseEngine for SqliteEngine {
         context: &EngineContext,
         request: &SandboxRequest,
     ) -> Result<Sandbox, EngineError> {
+        if let Some(left) = &request.left {
+            let path = PathBuf::from(&left.name);
+            let looked_at = path.clone();
+            if blocking(move || Ok(restore::has_begun(&looked_at))).await? {
+                context.artefacts.record(left).await?;
+                return Ok(Sandbox {
+                    target: Target {
+                        url: url_of(&path)?,
+                        password: None,
+                    },
+                    artefacts: vec![left.clone()],
+                    continued: true,
+                });
+            }
+        }
         let folder = match &request.spec {
             SandboxSpec::Server { url, .. } => url
                 .path()
                 .filter(|path| path.is_dir())
-                .unwrap_or_else(|| context.scratch.clone()),
-            SandboxSpec::Automatic | SandboxSpec::SourceServer => context.scratch.clone(),
+                .unwrap_or_else(|| context.kept.clone()),
+            SandboxSpec::Automatic | SandboxSpec::SourceServer => context.kept.clone(),
         };
         let needed_bytes = request.estimated_bytes;
         let looked_at = folder.clone();
         blocking(move || place::require_space(&looked_at, needed_bytes)).await?;
         let path = folder.join(format!("{}.sandbox.sqlite", file_name_part(context)));
-        let artefact = file_artefact(&path);
+        let artefact = Artefact {
+            until_job_ends: true,
+            ..file_artefact(&path)
+        };
         context.artefacts.record(&artefact).await?;
         Ok(Sandbox {
             target: Target {
@@ -127,6 +145,7 @@ impl DatabaseEngine for SqliteEngine {
                 password: None,
             },
             artefacts: vec![artefact],
+            continued: false,
         })
     }
 
@@ -196,6 +215,7 @@ fn file_artefact(path: &std::path::Path) -> Artefact {
         kind: ARTEFACT_KIND.to_owned(),
         name: path.display().to_string(),
         data: serde_json::Value::Null,
+        until_job_ends: false,
     }
 }
 

@@ -14,8 +14,8 @@ use std::{
 
 use bytes::Bytes;
 use fettler_engine::{
-    BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource,
-    folder_of,
+    Artefact, BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport,
+    StreamSource, folder_of,
 };
 use fettler_model::Warning;
 use futures::StreamExt as _;
@@ -95,11 +95,27 @@ pub(crate) async fn whole(
 
 /// The temporary file of this attempt, beside the target so that it can be renamed.
 pub(crate) fn part_path(context: &EngineContext, target: &Path) -> PathBuf {
+    let name = part_prefix(target);
+    folder_of(target).join(format!("{name}{}.part", file_name_part(context)))
+}
+
+/// What the names of a target's temporary files begin with.
+fn part_prefix(target: &Path) -> String {
     let name = target
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
-    folder_of(target).join(format!(".{name}.{}.part", file_name_part(context)))
+    format!(".{name}.")
+}
+
+/// Whether anything of this target lies here, be it only a temporary file.
+pub(crate) fn has_begun(target: &Path) -> bool {
+    let prefix = part_prefix(target);
+    let is_part = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(&prefix);
+    target.exists()
+        || fs::read_dir(folder_of(target)).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| is_part(&entry.file_name())))
+        })
 }
 
 /// The target behind symbolic links, so that a link stays one.
@@ -157,7 +173,10 @@ async fn prepare(
             .filter(|checkpoint| checkpoint.target == target),
         None => None,
     };
-    let artefact = file_artefact(part);
+    let artefact = Artefact {
+        until_job_ends: true,
+        ..file_artefact(part)
+    };
     context.artefacts.record(&artefact).await?;
     context.fence.check().await?;
     let part = part.to_path_buf();

@@ -477,6 +477,7 @@ async fn a_sandbox_is_a_file_of_the_attempt_and_goes_away() {
                 server: None,
                 identity: report.identity.clone(),
                 estimated_bytes: report.identity.estimated_bytes,
+                left: None,
             },
         )
         .await

@@ -1,20 +1,23 @@
 //! `prove`: shows that a backup restores (P4, rules 27 to 31).
 //!
-//! 1. Make a sandbox: a place of the attempt's own, recorded before it is made.
+//! 1. Make a sandbox, recorded before it is made; or go on with the one that an earlier attempt of the job left.
 //! 2. Restore the whole backup into it, and take the time.
 //! 3. Read the copy as the source was read, and compare with what the manifest says.
 //! 4. Record the proof; remove the sandbox, whatever came before.
 //!
-//! An attempt that is repeated starts again: a proof of a half-restored copy would say nothing.
+//! A sandbox outlives an attempt that is lost or interrupted, and what was restored and read there is not restored and read
+//! again. One that does not serve any more is thrown away, and the proof starts again in a new one: only what went through in
+//! one sandbox without an error says anything.
 
 mod compare;
+mod progress;
 
-use std::time::Instant;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fettler_engine::{
     BackupReport, DatabaseEngine, EngineContext, EngineError, ROW_HASH, RestoreOptions, Sandbox,
-    SandboxRequest, SandboxSpec, Unrecorded,
+    SandboxRequest, SandboxSpec,
 };
 use fettler_fault_points::{Point, reached};
 use fettler_model::{
@@ -23,7 +26,12 @@ use fettler_model::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackupPlace, JobContext, JobKind, archive};
+use crate::{BackupPlace, JobContext, JobKind, StopReason, archive};
+
+use progress::{ProofProgress, Restored};
+
+/// How often the time that the restore has taken so far is saved.
+const TIME_SAVED_EVERY: Duration = Duration::from_secs(10);
 
 /// The kind.
 #[derive(Debug, Clone, Copy)]
@@ -81,22 +89,12 @@ impl JobKind for Prove {
         comparable(&archive.report)?;
         let engine = fettler_engines::engine(archive.report.identity.engine);
         let request = sandbox_request(context, &arguments, &archive).await?;
-        let mut working = context
+        let working = context
             .engine_context(archive.fingerprint_key, None)
             .await?;
-        // The sandbox is new in every attempt, so that no restore in it goes on from an older one.
-        working.checkpoints = std::sync::Arc::new(Unrecorded);
-        context.progress.begin("making a sandbox", 0, 0);
-        let sandbox = engine
-            .open_sandbox(&working, &request)
-            .await
-            .map_err(|error| context.problem(error))?;
-        reached(Point::SandboxOpen);
-        let proof = run_in(&*engine, &working, &archive, &sandbox).await;
-        let tidied = remove(context, &*engine, &sandbox, &request).await;
+        let proof = prove(context, &*engine, &working, &archive, request).await;
         context.remove_scratch(&working).await;
         let (restore_seconds, comparison) = proof.map_err(|error| context.problem(error))?;
-        tidied.map_err(|error| context.problem(error))?;
 
         let facts = ProofFacts {
             backup: arguments.backup,
@@ -180,38 +178,110 @@ async fn sandbox_request(
         server,
         identity: archive.report.identity.clone(),
         estimated_bytes: archive.bytes(),
+        left: None,
     })
 }
 
-async fn run_in(
+/// Proves in the sandbox that was left, if there is one and it serves, and otherwise in a new one. Gives back how long the
+/// restore took, in seconds, and what was compared.
+async fn prove(
+    context: &JobContext,
+    engine: &dyn DatabaseEngine,
+    working: &EngineContext,
+    archive: &archive::Archive,
+    mut request: SandboxRequest,
+) -> Result<(f64, compare::Comparison), EngineError> {
+    let left = context.artefacts.left().await?;
+    let saved = ProofProgress::load(context).await?;
+    request.left = saved
+        .as_ref()
+        .and_then(|saved| left.iter().find(|left| saved.is_of(left)).cloned());
+    loop {
+        context.progress.begin("making a sandbox", 0, 0);
+        let sandbox = engine.open_sandbox(working, &request).await?;
+        reached(Point::SandboxOpen);
+        let progress = match saved.clone().filter(|_| sandbox.continued) {
+            Some(saved) => saved,
+            None => {
+                for useless in &left {
+                    context.artefacts.give_up(useless).await?;
+                }
+                ProofProgress::begin(context, &sandbox).await?
+            }
+        };
+        let proof = prove_in(context, engine, working, archive, &sandbox, progress).await;
+        if matches!(proof, Err(EngineError::Stopped)) && goes_on_elsewhere(context) {
+            engine.leave_sandbox(&sandbox).await?;
+            return proof;
+        }
+        let removed = remove(context, engine, &sandbox, &request).await;
+        match proof {
+            Err(error) if sandbox.continued && !matches!(error, EngineError::Stopped) => {
+                context
+                    .ledger
+                    .log(&format!(
+                        "the sandbox that an earlier attempt left is of no use, and a new one is made: {error}"
+                    ))
+                    .await;
+                removed?;
+                request.left = None;
+            }
+            proof => {
+                let proof = proof?;
+                removed?;
+                return Ok(proof);
+            }
+        }
+    }
+}
+
+/// Whether the attempt is stopped so that another one takes the job up.
+fn goes_on_elsewhere(context: &JobContext) -> bool {
+    matches!(
+        context.stopping.reason(),
+        Some(StopReason::Interrupted | StopReason::WindowClosed | StopReason::Superseded)
+    )
+}
+
+async fn prove_in(
+    context: &JobContext,
     engine: &dyn DatabaseEngine,
     working: &EngineContext,
     archive: &archive::Archive,
     sandbox: &Sandbox,
+    progress: ProofProgress,
 ) -> Result<(f64, compare::Comparison), EngineError> {
-    let began = Instant::now();
     let report: &BackupReport = &archive.report;
-    working
-        .progress
-        .begin("restoring into the sandbox", archive.bytes(), 0);
-    let restored = engine
-        .restore(
-            working,
-            archive,
-            report,
-            &sandbox.target,
-            &RestoreOptions::default(),
-        )
-        .await?;
-    let restore_seconds = began.elapsed().as_secs_f64();
+    let progress = progress::keeper(context, progress);
+    let working = EngineContext {
+        checkpoints: progress.clone(),
+        ..working.clone()
+    };
+    let restored = match progress.restored() {
+        Some(restored) => restored,
+        None => {
+            working
+                .progress
+                .begin("restoring into the sandbox", archive.bytes(), 0);
+            let options = RestoreOptions::default();
+            let restore = engine.restore(&working, archive, report, &sandbox.target, &options);
+            let report = progress.timing(TIME_SAVED_EVERY, restore).await??;
+            let restored = Restored {
+                seconds: progress.seconds(),
+                failed_statements: report.failed_statements,
+            };
+            progress.filled(restored.clone()).await?;
+            restored
+        }
+    };
     reached(Point::SandboxFilled);
     working.check_stop()?;
     working
         .progress
         .begin("comparing the copy", archive.bytes(), 0);
-    let copy = engine.facts(working, &sandbox.target, report).await?;
+    let copy = engine.facts(&working, &sandbox.target, report).await?;
     Ok((
-        restore_seconds,
+        restored.seconds,
         compare::compare(&report.objects, &copy, &restored.failed_statements),
     ))
 }

@@ -271,7 +271,11 @@ pub async fn p2_what_a_superseded_attempt_writes_is_refused(place: &Place) {
         refused(ledger.check_fence(old).await);
         refused(ledger.save_checkpoint(old, &json!({"of": "zombie"})).await);
         refused(ledger.append_log(old, &["zombie".to_owned()]).await);
-        refused(ledger.record_artefact(old, "zombie", &json!({})).await);
+        refused(
+            ledger
+                .record_artefact(old, "zombie", &json!({}), false)
+                .await,
+        );
         refused(ledger.complete(old, succeeded()).await.map(drop));
         refused(ledger.claimed(old).await.map(drop));
         refused(
@@ -1055,13 +1059,17 @@ pub async fn rule_15_a_commit_names_the_jobs_that_it_made_claimable(place: &Plac
     ledger.complete(fencing(&claimed), back).await.unwrap();
     assert_eq!(named(), [plain]);
     claim_one(&ledger, LONG).await;
-    // Delayed: when it is due, not before.
-    let later = JobRequest {
-        not_before: Some(ledger.now().await.unwrap().plus(SHORT)),
-        ..request("noop")
+    // Delayed: when it is due, not before. One is so far away that no slow machine makes it due within its submit.
+    let delayed = async |delay: Duration| {
+        let delayed = JobRequest {
+            not_before: Some(ledger.now().await.unwrap().plus(delay)),
+            ..request("noop")
+        };
+        submit(&ledger, delayed).await
     };
-    let later = submit(&ledger, later).await;
+    delayed(LONG).await;
     assert_eq!(named(), []);
+    let later = delayed(SHORT).await;
     eventually("the due time", || async {
         let batch = ledger.claim(&room("worker", LONG)).await.unwrap();
         (!batch.jobs.is_empty()).then_some(())
@@ -1594,15 +1602,15 @@ pub async fn what_an_attempt_made_is_listed_once_the_attempt_has_ended(place: &P
     let claimed = claim_one(&ledger, SHORT).await;
     let old = fencing(&claimed);
     ledger
-        .record_artefact(old, "sandbox", &json!({"pid": 1}))
+        .record_artefact(old, "sandbox", &json!({"pid": 1}), false)
         .await
         .unwrap();
     ledger
-        .record_artefact(old, "sandbox", &json!({"pid": 2}))
+        .record_artefact(old, "sandbox", &json!({"pid": 2}), false)
         .await
         .unwrap();
     ledger
-        .record_artefact(old, "folder", &json!({}))
+        .record_artefact(old, "folder", &json!({}), false)
         .await
         .unwrap();
     assert_eq!(ledger.orphaned_artefacts(10).await.unwrap(), []);
@@ -1613,7 +1621,7 @@ pub async fn what_an_attempt_made_is_listed_once_the_attempt_has_ended(place: &P
     rescue_one(&ledger).await;
     let newer = claim_one(&ledger, LONG).await;
     ledger
-        .record_artefact(fencing(&newer), "sandbox", &json!({"pid": 3}))
+        .record_artefact(fencing(&newer), "another", &json!({"pid": 3}), false)
         .await
         .unwrap();
     let left = ledger.orphaned_artefacts(10).await.unwrap();
@@ -1630,6 +1638,54 @@ pub async fn what_an_attempt_made_is_listed_once_the_attempt_has_ended(place: &P
     assert_eq!(ledger.orphaned_artefacts(10).await.unwrap(), []);
     ledger.complete(fencing(&newer), succeeded()).await.unwrap();
     assert_eq!(ledger.orphaned_artefacts(10).await.unwrap().len(), 1);
+}
+
+pub async fn what_is_left_to_the_next_attempt_is_its_own_once_recorded_and_goes_with_the_job(
+    place: &Place,
+) {
+    let ledger = place.open().await;
+    submit(&ledger, request("noop")).await;
+    let claimed = claim_one(&ledger, SHORT).await;
+    let old = fencing(&claimed);
+    for (name, is_left) in [("sandbox", true), ("folder", true), ("process", false)] {
+        ledger
+            .record_artefact(old, name, &json!({"of": 1}), is_left)
+            .await
+            .unwrap();
+    }
+    let names = async || -> Vec<String> {
+        let orphans = ledger.orphaned_artefacts(10).await.unwrap();
+        orphans.into_iter().map(|record| record.name).collect()
+    };
+    assert!(ledger.left_artefacts(old).await.unwrap().is_empty());
+    rescue_one(&ledger).await;
+    assert_eq!(names().await, ["process"]);
+    let newer = fencing(&claim_one(&ledger, LONG).await);
+    let left = ledger.left_artefacts(newer).await.unwrap();
+    assert_eq!(left.len(), 2);
+    assert!(left.iter().all(|data| *data == json!({"of": 1})));
+    // The one is gone on with, the other is of no use.
+    ledger
+        .record_artefact(newer, "sandbox", &json!({"of": 2}), true)
+        .await
+        .unwrap();
+    ledger.give_up_artefact(newer, "folder").await.unwrap();
+    assert_eq!(names().await, ["folder", "process"]);
+    assert!(ledger.left_artefacts(newer).await.unwrap().is_empty());
+    // Who was superseded takes nothing back.
+    for refused in [
+        ledger
+            .record_artefact(old, "sandbox", &json!({"of": 1}), true)
+            .await,
+        ledger.give_up_artefact(old, "sandbox").await,
+    ] {
+        assert!(
+            matches!(refused, Err(LedgerError::Superseded { .. })),
+            "{refused:?}"
+        );
+    }
+    ledger.complete(newer, succeeded()).await.unwrap();
+    assert_eq!(names().await, ["folder", "process", "sandbox"]);
 }
 
 fn backup_facts(id: BackupId) -> BackupFacts {
@@ -1930,6 +1986,24 @@ pub async fn a_newer_schema_is_refused(place: &Place) {
     let refused = Ledger::open(&place.url()).await.unwrap_err();
     assert!(
         matches!(refused, LedgerError::NewerSchema { found: 1000, .. }),
+        "{refused}"
+    );
+}
+
+pub async fn a_newer_schema_that_this_version_can_go_on_with_is_taken(place: &Place) {
+    place.open().await.close().await;
+    place
+        .execute("INSERT INTO ledger_schema (version, usable_from) VALUES (1000, 5)")
+        .await;
+    let ledger = Ledger::open(&place.url()).await.unwrap();
+    let job = submit(&ledger, request("noop")).await;
+    assert_eq!(ledger.job(job).await.unwrap().state, JobState::Queued);
+    place
+        .execute("INSERT INTO ledger_schema (version, usable_from) VALUES (1001, 1000)")
+        .await;
+    let refused = Ledger::open(&place.url()).await.unwrap_err();
+    assert!(
+        matches!(refused, LedgerError::NewerSchema { found: 1001, .. }),
         "{refused}"
     );
 }

@@ -243,6 +243,7 @@ impl Attempt {
                 fingerprint_key: [42; 32],
                 rate: Arc::new(RateLimit::default()),
                 scratch: folder.path().to_owned(),
+                kept: folder.path().to_owned(),
                 parallel: 3,
             },
             ledger,
@@ -324,6 +325,7 @@ pub async fn open_sandbox(
         server: None,
         identity: report.identity.clone(),
         estimated_bytes: report.identity.estimated_bytes,
+        left: None,
     };
     engine
         .open_sandbox(&attempt.context, &request)

@@ -1,14 +1,25 @@
 //! Sandboxes: private servers that leave nothing behind, scratch databases on servers that others use, and no code
 //! of the dump with a superuser's rights (rule 31).
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use fettler_engine::{Artefact, DatabaseEngine, RestoreOptions, SandboxRequest, SandboxSpec};
+use fettler_engine::{
+    Artefact, DatabaseEngine, RestoreOptions, SandboxRequest, SandboxSpec, testing::MemoryRecord,
+};
 use fettler_engine_postgres::PostgresEngine;
-use fettler_model::Engine;
+use fettler_model::{Engine, JobId};
 use fettler_test_servers::{PgMajor, PostgresServer, wait_until};
 
-use crate::common::{Attempt, Memory, back_up, close, engine, mismatches, open_sandbox, target};
+use crate::common::{
+    Attempt, Memory, Watcher, back_up, close, engine, mismatches, open_sandbox, target,
+};
 
 fn folder_of(artefact: &Artefact) -> String {
     artefact.data["folder"].as_str().unwrap().to_owned()
@@ -125,11 +136,10 @@ fn killed_worker(remove_while_alive: bool) -> (std::process::Child, Artefact) {
 #[tokio::test]
 async fn a_private_server_ends_with_its_worker_and_can_be_removed_by_another_process() {
     let (_, artefact) = killed_worker(false);
-    // The folder itself may lie where the server's user has no right to remove it; what was in it is gone.
     wait_until(
         "the server to end with its worker",
         Duration::from_secs(20),
-        || has_ended(&artefact) && !Path::new(&folder_of(&artefact)).join("data").exists(),
+        || has_ended(&artefact),
     )
     .unwrap();
     engine(PgMajor::V15)
@@ -156,6 +166,7 @@ async fn a_record_of_something_that_was_never_made_is_removed_without_an_error()
         kind: "server".to_owned(),
         name: "x".to_owned(),
         data: serde_json::json!({"what": "server", "folder": folder, "process": [1, 1]}),
+        until_job_ends: true,
     };
     PostgresEngine::default()
         .remove_artefact(&artefact, None)
@@ -251,6 +262,7 @@ async fn a_scratch_database_on_a_shared_server_is_restored_by_a_role_of_its_own_
         server: Some(place.clone()),
         identity: report.identity.clone(),
         estimated_bytes: report.identity.estimated_bytes,
+        left: None,
     };
     let roles = || {
         server
@@ -302,4 +314,184 @@ async fn a_scratch_database_on_a_shared_server_is_restored_by_a_role_of_its_own_
     source
         .psql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
         .unwrap();
+}
+
+/// A table of many pieces, and one of few.
+async fn wide_backup(server: &PostgresServer) -> (Memory, fettler_engine::BackupReport) {
+    let source = server.create_database("wide").unwrap();
+    source
+        .psql(
+            "CREATE TABLE wide (id int PRIMARY KEY, v text);
+             INSERT INTO wide SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 20000) n;
+             CREATE TABLE small (id int); INSERT INTO small VALUES (1), (2)",
+        )
+        .unwrap();
+    back_up(&engine(PgMajor::V15), &source.url()).await
+}
+
+fn request_on(
+    server: Option<&PostgresServer>,
+    report: &fettler_engine::BackupReport,
+    left: Option<Artefact>,
+) -> SandboxRequest {
+    let place = server.map(|server| target(&server.url("postgres")));
+    SandboxRequest {
+        spec: place
+            .as_ref()
+            .map_or(SandboxSpec::Automatic, |place| SandboxSpec::Server {
+                url: place.url.clone(),
+                password: None,
+            }),
+        server: place,
+        identity: report.identity.clone(),
+        estimated_bytes: report.identity.estimated_bytes,
+        left,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p3_a_sandbox_that_was_left_is_gone_on_with() {
+    let server = PostgresServer::shared(PgMajor::V15);
+    let engine = engine(PgMajor::V15);
+    let (mut backup, report) = wide_backup(server).await;
+    let total: u64 = report.objects.iter().map(|object| object.bytes).sum();
+    let options = RestoreOptions::default();
+    for place in [None, Some(server)] {
+        let job = JobId::new();
+        let first = Attempt::of(job, 1);
+        let sandbox = engine
+            .open_sandbox(&first.context, &request_on(place, &report, None))
+            .await
+            .unwrap();
+        assert!(!sandbox.continued);
+        // It is dropped in the middle of its work, as a killed worker is.
+        let reached = Arc::new(tokio::sync::Notify::new());
+        let signal = Arc::clone(&reached);
+        backup.read = Arc::new(AtomicU64::new(0));
+        backup.on_read = Some(Watcher(Arc::new(move |_, bytes| {
+            if bytes > total * 2 / 3 {
+                signal.notify_one();
+            }
+            Ok(())
+        })));
+        tokio::select! {
+            () = reached.notified() => {}
+            answer = engine.restore(&first.context, &backup, &report, &sandbox.target, &options) => {
+                panic!("it read everything: {answer:?}")
+            }
+        }
+        engine.leave_sandbox(&sandbox).await.unwrap();
+        let left = sandbox.artefacts[0].clone();
+        assert!(left.until_job_ends);
+        if place.is_none() {
+            assert!(has_ended(&left) && Path::new(&folder_of(&left)).exists());
+        }
+
+        backup.read = Arc::new(AtomicU64::new(0));
+        backup.on_read = None;
+        let second = Attempt::of(job, 2);
+        let request = request_on(place, &report, Some(left.clone()));
+        let sandbox = engine
+            .open_sandbox(&second.context, &request)
+            .await
+            .unwrap();
+        assert!(sandbox.continued);
+        assert_eq!(sandbox.artefacts[0].name, left.name);
+        let restored = engine
+            .restore(&second.context, &backup, &report, &sandbox.target, &options)
+            .await
+            .unwrap();
+        assert_eq!(restored.failed_statements, Vec::<String>::new());
+        let read = backup.read.load(Ordering::Relaxed);
+        assert!(read < total, "{read} of {total} bytes were read again");
+        let copy = engine
+            .facts(&second.context, &sandbox.target, &report)
+            .await
+            .unwrap();
+        assert_eq!(mismatches(&report.objects, &copy), Vec::<String>::new());
+        let request = request_on(place, &report, None);
+        for artefact in &sandbox.artefacts {
+            engine
+                .remove_artefact(artefact, request.server.as_ref())
+                .await
+                .unwrap();
+        }
+        assert!(place.is_some() || is_gone(&left));
+    }
+}
+
+#[tokio::test]
+async fn a_private_server_of_before_the_machine_started_anew_is_not_gone_on_with() {
+    let (_, report) = small_backup(PgMajor::V15).await;
+    let engine = engine(PgMajor::V15);
+    let job = JobId::new();
+    let first = Attempt::of(job, 1);
+    let sandbox = open_sandbox(&engine, &first, &report).await;
+    engine.leave_sandbox(&sandbox).await.unwrap();
+    let mut left = sandbox.artefacts[0].clone();
+    left.data["boot"] = "another".into();
+    let second = Attempt::of(job, 2);
+    let request = request_on(None, &report, Some(left));
+    let fresh = engine
+        .open_sandbox(&second.context, &request)
+        .await
+        .unwrap();
+    assert!(!fresh.continued);
+    close(&engine, &fresh).await;
+    close(&engine, &sandbox).await;
+    assert!(is_gone(&sandbox.artefacts[0]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p3_what_was_read_of_a_copy_is_not_read_again() {
+    let server = PostgresServer::shared(PgMajor::V15);
+    let engine = engine(PgMajor::V15);
+    let (backup, report) = wide_backup(server).await;
+    let job = JobId::new();
+    let record = Arc::new(MemoryRecord::default());
+    let mut attempt = Attempt::of(job, 1);
+    attempt.context.checkpoints = record.clone();
+    let request = request_on(Some(server), &report, None);
+    let sandbox = engine
+        .open_sandbox(&attempt.context, &request)
+        .await
+        .unwrap();
+    engine
+        .restore(
+            &attempt.context,
+            &backup,
+            &report,
+            &sandbox.target,
+            &RestoreOptions::default(),
+        )
+        .await
+        .unwrap();
+    let found = engine
+        .facts(&attempt.context, &sandbox.target, &report)
+        .await
+        .unwrap();
+    assert_eq!(mismatches(&report.objects, &found), Vec::<String>::new());
+    // The next attempt does not see what changes where it need not look, and a proof that begins anew does.
+    server
+        .psql(&sandbox.artefacts[0].name, "DELETE FROM wide WHERE id = 1")
+        .unwrap();
+    let mut next = Attempt::of(job, 2);
+    next.context.checkpoints = record;
+    let again = engine
+        .facts(&next.context, &sandbox.target, &report)
+        .await
+        .unwrap();
+    assert_eq!(mismatches(&report.objects, &again), Vec::<String>::new());
+    let anew = Attempt::of(job, 3);
+    let anew = engine
+        .facts(&anew.context, &sandbox.target, &report)
+        .await
+        .unwrap();
+    assert_ne!(mismatches(&report.objects, &anew), Vec::<String>::new());
+    for artefact in &sandbox.artefacts {
+        engine
+            .remove_artefact(artefact, request.server.as_ref())
+            .await
+            .unwrap();
+    }
 }
