@@ -372,6 +372,17 @@ fn p1_p2_a_rolling_restart_under_load_loses_no_attempt_of_a_short_job_and_a_back
     wait_until("a pack is stored", Duration::from_secs(60), || is_sent(1))
         .unwrap_or_else(|error| panic!("{error}: {}", crew.logs()));
 
+    // The worker that runs it first, then the other workers, and all others. A worker's name ends with its process id.
+    let holder = fleet
+        .ledger
+        .psql("SELECT worker FROM job WHERE kind = 'backup' AND state = 1")
+        .unwrap();
+    let mut order: Vec<usize> = (0..crew.members.len()).rev().collect();
+    order.sort_by_key(|number| {
+        let id = crew.members[*number].running.pid();
+        !holder.trim().ends_with(&format!("-{id}"))
+    });
+
     let over = AtomicBool::new(false);
     let interfaces = crew.interfaces.clone();
     let accepted: HashSet<String> = std::thread::scope(|scope| {
@@ -385,8 +396,7 @@ fn p1_p2_a_rolling_restart_under_load_loses_no_attempt_of_a_short_job_and_a_back
             }
             accepted
         });
-        // The workers first, while the backup runs on one of them.
-        for number in (0..crew.members.len()).rev() {
+        for number in order {
             let ended = count("SELECT count(*) FROM history");
             let Member {
                 machine,

@@ -12,13 +12,21 @@ use std::{
 };
 
 use fettler_fault_points::{Role, Rule};
-use fettler_test_servers::{S3Proxy, TcpProxy, TestDatabase, free_port};
+use fettler_test_servers::{
+    RedisServer, S3Proxy, SentinelRedis, TcpProxy, TestDatabase, free_port,
+};
 use fettler_tests::sqlite;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Result, Trouble, audit, plan::Plan, scan, servers::BUCKET, servers::Servers};
+use crate::{
+    Result, Trouble, audit,
+    plan::Plan,
+    run::Options,
+    scan,
+    servers::{BUCKET, Servers, fake_clock},
+};
 
 /// How long a job belongs to a worker that is not heard of any more.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -37,9 +45,6 @@ const BANK_BYTES: u64 = 4 << 20;
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A file of a worker whose disk is full grows no further than this.
 const FULL_DISK_BYTES: u32 = 64 * 1024;
-/// Where Debian's package `faketime` puts its library, in a folder of the machine's architecture.
-const LIBRARIES: &str = "/usr/lib";
-const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
 /// Lines of logs in an error.
 const LOG_TAIL_LINES: usize = 12;
 
@@ -113,6 +118,8 @@ pub struct Seat {
     pub frozen: bool,
     /// The points at which it ends, for its first start.
     armed: Option<String>,
+    /// Whether it is of the previous build.
+    is_previous: bool,
     /// When it was seen to die, of the plan or of a point.
     pub deaths: u32,
 }
@@ -127,8 +134,14 @@ pub struct Fleet<'s> {
     pub servers: &'s mut Servers,
     /// The lines to the ledger, one a process.
     pub lines: Vec<TcpProxy>,
-    /// The line to Redis.
+    /// The line to Redis, where no sentinels say where it is.
     pub wire: TcpProxy,
+    /// The run's own Redis, with a replica and a sentinel, where the plan has one.
+    sentinels: Option<SentinelRedis>,
+    /// The port of the master of these, as it was last seen.
+    master: Option<u16>,
+    /// How often a replica was seen to have taken the master's place.
+    pub failovers: u64,
     /// The line to the store.
     pub store: S3Proxy,
     /// The ledger.
@@ -138,6 +151,7 @@ pub struct Fleet<'s> {
     /// The interface's token.
     pub token: String,
     binary: PathBuf,
+    previous: Option<PathBuf>,
     /// A rule that is left out.
     pub without: Option<Rule>,
     /// Points at which every process of a role ends once, as long as nobody has ended there.
@@ -154,12 +168,12 @@ impl<'s> Fleet<'s> {
     /// When anything does not start.
     pub fn start(
         servers: &'s mut Servers,
-        binary: &Path,
         id: &str,
         plan: &Plan,
-        without: Option<Rule>,
+        options: &Options,
     ) -> Result<Self> {
         servers.all_up()?;
+        servers.give_ledger_a_clock(plan.sets_ledger_clock())?;
         servers.redis.flush_all()?;
         let folder =
             TempDir::with_prefix("fettler-faults-").map_err(Trouble::io("make a folder"))?;
@@ -183,6 +197,10 @@ impl<'s> Fleet<'s> {
             .collect::<Result<_, _>>()?;
         let wire = TcpProxy::start(servers.redis.port())?;
         let store = S3Proxy::start(servers.minio.port())?;
+        let sentinels = match plan.sentinels {
+            true => Some(SentinelRedis::start(&servers.secrets.redis_password)?),
+            false => None,
+        };
         let seats = SLOTS
             .iter()
             .map(|slot| Seat {
@@ -193,6 +211,7 @@ impl<'s> Fleet<'s> {
                 address: format!("127.0.0.1:{}", free_port()),
                 frozen: false,
                 armed: plan.armed(*slot),
+                is_previous: options.previous.is_some(),
                 deaths: 0,
             })
             .collect();
@@ -201,12 +220,16 @@ impl<'s> Fleet<'s> {
             servers,
             lines,
             wire,
+            master: sentinels.as_ref().and_then(SentinelRedis::master_port),
+            failovers: 0,
+            sentinels,
             store,
             ledger,
             id: id.to_owned(),
             token: String::new(),
-            binary: binary.to_owned(),
-            without,
+            binary: options.binary.clone(),
+            previous: options.previous.clone(),
+            without: options.without,
             directed: plan.directed,
             faked: plan.faked.clone(),
             folder,
@@ -223,6 +246,58 @@ impl<'s> Fleet<'s> {
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    fn queue_url(&self) -> String {
+        match &self.sentinels {
+            Some(sentinels) => sentinels.url(),
+            None => self.servers.redis.url_via(self.wire.port()),
+        }
+    }
+
+    fn redis(&mut self) -> Option<&mut RedisServer> {
+        match &mut self.sentinels {
+            Some(sentinels) => sentinels.master(),
+            None => Some(&mut self.servers.redis),
+        }
+    }
+
+    /// `kill -9` of Redis: of the master, where there are two.
+    ///
+    /// # Errors
+    ///
+    /// When it does not go.
+    pub fn kill_redis(&mut self) -> Result<()> {
+        Ok(self.redis().map_or(Ok(()), RedisServer::kill_9)?)
+    }
+
+    /// `FLUSHALL`. It may be dead at this moment, and forgets all the same.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub fn flush_redis(&mut self) -> Result<()> {
+        match self.redis() {
+            Some(redis) if redis.pid().is_some() => Ok(redis.flush_all()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts Redis again.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn start_redis(&mut self) -> Result<()> {
+        let Some(sentinels) = &mut self.sentinels else {
+            return Ok(self.servers.redis.start_again()?);
+        };
+        let master = sentinels.master_port();
+        if master.is_some() && master != self.master {
+            self.failovers += 1;
+            self.master = master;
+        }
+        Ok(sentinels.start_again()?)
     }
 
     /// Makes the databases, the records, the policies and the token.
@@ -336,7 +411,9 @@ impl<'s> Fleet<'s> {
         let ledger = self
             .ledger
             .url_as("fleet", &self.servers.secrets.ledger_password);
-        let mut command = self.command(Command::new(&self.binary), "cli", &ledger);
+        // Nobody upgrades the command line before the first process.
+        let is_previous = self.seats.iter().all(|seat| seat.is_previous);
+        let mut command = self.command(Command::new(self.binary(is_previous)), "cli", &ledger);
         command.args(arguments).arg("--json").stdin(Stdio::null());
         let output = command.output().map_err(Trouble::io("start fettler"))?;
         let code = output.status.code().unwrap_or(-1);
@@ -371,10 +448,7 @@ impl<'s> Fleet<'s> {
             .env("NO_COLOR", "1")
             .env("FETTLER_FOLDER", self.path("machines").join(machine))
             .env("FETTLER_LEDGER__URL", ledger)
-            .env(
-                "FETTLER_QUEUE__URL",
-                self.servers.redis.url_via(self.wire.port()),
-            )
+            .env("FETTLER_QUEUE__URL", self.queue_url())
             .env("FETTLER_QUEUE__FLEET", &self.id)
             .env("FETTLER_REPOSITORY", format!("s3://{BUCKET}/{}", self.id))
             .env("FETTLER_KEYS__FILE", self.path("data.key"))
@@ -411,7 +485,7 @@ impl<'s> Fleet<'s> {
         // It dies with the harness, and a disk that is full gives an error instead of a signal.
         let mut program = Command::new("setpriv");
         program.args(["--pdeathsig", "KILL", "--", "env", "--ignore-signal=XFSZ"]);
-        program.arg(&self.binary);
+        program.arg(self.binary(self.seats[index].is_previous));
         let mut command = self.command(program, &name, &ledger);
         let seat = &mut self.seats[index];
         match slot.role {
@@ -431,12 +505,7 @@ impl<'s> Fleet<'s> {
             if !clock.exists() {
                 std::fs::write(&clock, "+0").map_err(Trouble::io("write a clock"))?;
             }
-            command
-                .env("LD_PRELOAD", faketime()?)
-                .env("FAKETIME_TIMESTAMP_FILE", clock)
-                .env("FAKETIME_CACHE_DURATION", "1")
-                // A clock that is set does not change the one that never jumps.
-                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            command.envs(fake_clock(&clock)?);
         }
         seat.starts += 1;
         seat.start_at = None;
@@ -499,6 +568,7 @@ impl<'s> Fleet<'s> {
     ///
     /// When a process cannot be started.
     pub fn supervise(&mut self) -> Result<()> {
+        let is_upgraded = self.seats.iter().any(|seat| !seat.is_previous);
         for index in 0..self.seats.len() {
             let seat = &mut self.seats[index];
             if let Some(child) = &mut seat.child {
@@ -508,6 +578,8 @@ impl<'s> Fleet<'s> {
                 if ended.is_some() {
                     seat.child = None;
                     seat.deaths += 1;
+                    // Whoever starts it again has the new build by then.
+                    seat.is_previous &= !is_upgraded;
                     seat.start_at
                         .get_or_insert_with(|| Instant::now() + RESTART_AFTER);
                 }
@@ -530,6 +602,25 @@ impl<'s> Fleet<'s> {
             seat.start_at = Some(Instant::now());
         }
         self.wait_until_ready()
+    }
+
+    fn binary(&self, is_previous: bool) -> &Path {
+        match &self.previous {
+            Some(previous) if is_previous => previous,
+            _ => &self.binary,
+        }
+    }
+
+    /// Asks a process of the previous build to stop; one of the new build takes its place.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be signalled.
+    pub fn upgrade(&mut self, slot: Slot) -> Result<()> {
+        let seat = &mut self.seats[slot.index()];
+        seat.is_previous = false;
+        seat.start_at.get_or_insert_with(Instant::now);
+        self.signal(slot, Signal::TERM)
     }
 
     /// Kills a process as a power cut would; it is started again after `down`.
@@ -695,18 +786,6 @@ impl<'s> Fleet<'s> {
         self.folder.disable_cleanup(true);
         self.folder.path().to_owned()
     }
-}
-
-/// The library that gives a process a clock of its own.
-fn faketime() -> Result<PathBuf> {
-    let folders = std::fs::read_dir(LIBRARIES).into_iter().flatten().flatten();
-    let mut found = folders
-        .map(|folder| folder.path().join(FAKETIME))
-        .filter(|library| library.exists());
-    found.next().ok_or_else(|| Trouble::Missing {
-        program: "libfaketime".to_owned(),
-        looked_at: Path::new(LIBRARIES).join("*").join(FAKETIME),
-    })
 }
 
 impl Drop for Fleet<'_> {

@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod check;
 pub mod fleet;
+pub mod history;
 pub mod load;
 pub mod plan;
 pub mod program;

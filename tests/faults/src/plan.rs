@@ -17,6 +17,9 @@ const RATES: [u64; 3] = [1_500_000, 3_000_000, 12_000_000];
 /// So slow that several collections fall between a backup's first pack and its manifest, and how long that goes on.
 const SLOW_RATES: [u64; 1] = [450_000];
 const SLOW_STORM: Duration = Duration::from_secs(14);
+/// When the first process is upgraded, and the time between two.
+const UPGRADES_FROM: Duration = Duration::from_millis(1_000);
+const BETWEEN_UPGRADES: Duration = Duration::from_millis(700);
 /// Faults of a random plan.
 const FAULTS: usize = 5;
 
@@ -79,6 +82,10 @@ pub enum Fault {
     DiskFull(Who),
     /// The clock of a process is set this far ahead, or back.
     Clock(Slot, i64),
+    /// The clock of the ledger's server is set this far ahead, or back.
+    LedgerClock(i64),
+    /// A process of the previous build is asked to stop, and one of the new build takes its place.
+    Upgrade(Slot),
 }
 
 /// A fault and its time.
@@ -107,6 +114,9 @@ pub struct Plan {
     pub ends: Vec<(Slot, String)>,
     /// Processes whose clock can be set.
     pub faked: Vec<Slot>,
+    /// Whether the fleet's Redis has a replica and a sentinel: then the replica takes the place of a Redis that dies, and lines
+    /// to Redis are not touched.
+    pub sentinels: bool,
     /// Backups read at most so many bytes a second, one of these: so that there are moments to be hit in.
     pub rates: &'static [u64],
 }
@@ -167,8 +177,25 @@ impl Plan {
             faults,
             ends,
             faked,
+            sentinels: seed % KINDS as u64 == FAILOVER as u64,
             rates: &RATES,
         }
+    }
+
+    /// The random plan of a seed, during which a fleet of the previous build is upgraded: all but the last worker, which goes on
+    /// beside the new ones. The first that is replaced brings the ledger's schema up to date, under load.
+    #[must_use]
+    pub fn upgrade(seed: u64) -> Self {
+        let mut plan = Self::random(seed);
+        let order = [2, 4, 0, 5, 3, 6, 1].map(|index: usize| SLOTS[index]);
+        let upgrades = (0..).zip(order).map(|(nth, slot)| Timed {
+            at: UPGRADES_FROM + nth * BETWEEN_UPGRADES,
+            lasts: Duration::ZERO,
+            fault: Fault::Upgrade(slot),
+        });
+        plan.faults.extend(upgrades);
+        plan.faults.sort_by_key(|timed| timed.at);
+        plan
     }
 
     /// The plan that hits every named point once, and each thing that is counted at least once.
@@ -184,6 +211,11 @@ impl Plan {
         let mut faults: Vec<Timed> = every(6, 15, Fault::Flush, 0)
             .chain(every(9, 20, Fault::Freeze(Who::Busiest), 4_500))
             .chain(every(4, 6, Fault::Collect(3), 0))
+            .chain([Timed {
+                at: Duration::from_secs(25),
+                lasts: ms(6_000),
+                fault: Fault::KillRedis,
+            }])
             .collect();
         faults.sort_by_key(|timed| timed.at);
         Self {
@@ -193,6 +225,7 @@ impl Plan {
             faults,
             ends: Vec::new(),
             faked: Vec::new(),
+            sentinels: true,
             rates: &RATES,
         }
     }
@@ -237,8 +270,16 @@ impl Plan {
             faults,
             ends: Vec::new(),
             faked: Vec::new(),
+            sentinels: false,
             rates: if is_slow { &SLOW_RATES } else { &RATES },
         }
+    }
+
+    /// Whether the ledger's clock is set, which is that of all leases and due times.
+    #[must_use]
+    pub fn sets_ledger_clock(&self) -> bool {
+        let mut faults = self.faults.iter();
+        faults.any(|timed| matches!(timed.fault, Fault::LedgerClock(_)))
     }
 
     /// The points at which a process ends.
@@ -250,7 +291,9 @@ impl Plan {
 }
 
 /// How many kinds of faults a random plan chooses from.
-const KINDS: usize = 22;
+const KINDS: usize = 24;
+/// The kind that a sentinel answers.
+const FAILOVER: usize = 22;
 
 fn of_role(role: Role) -> Vec<Slot> {
     SLOTS
@@ -289,6 +332,12 @@ fn fault(kind: usize, at: Duration, dice: &mut StdRng) -> Timed {
         6 => (Fault::KillLedger, down),
         7 => (Fault::KillStore, down),
         8 => (Fault::Flush, 0),
+        23 => (
+            // Leases end by it: what a dead worker held is taken up so much later, once it was set back.
+            Fault::LedgerClock(*[-45, -20, 20, 45].choose(dice).expect("there are some")),
+            down + 1_500,
+        ),
+        FAILOVER => (Fault::KillRedis, down + 2_000),
         9 | 10 => (Fault::Freeze(Who::Busiest), dice.random_range(3_600..5_500)),
         11 => (
             Fault::Freeze(Who::Slot(anyone)),
@@ -374,6 +423,8 @@ impl fmt::Display for Fault {
             Self::Collect(grace) => write!(f, "a collection with a grace of {grace} s"),
             Self::Elsewhere => f.write_str("another fleet backs up and collects"),
             Self::DiskFull(who) => write!(f, "disk full at {who}"),
+            Self::LedgerClock(ahead) => write!(f, "the ledger's clock {ahead:+} s"),
+            Self::Upgrade(slot) => write!(f, "upgrade of {}", slot.name()),
             Self::Clock(slot, ahead) => write!(f, "the clock of {} {ahead:+} s", slot.name()),
         }
     }
@@ -411,6 +462,7 @@ mod tests {
             "KillLedger",
             "KillRedis",
             "KillStore",
+            "LedgerClock",
             "SlowLedger",
             "StallLedger",
             "StallWire",

@@ -16,6 +16,7 @@ use crate::{
     Result, Trouble, audit,
     check::{self, Findings, Violation},
     fleet::{DATABASES, Fleet, LOOK_EVERY, SLOTS, Slot},
+    history,
     load::{self, CLIENTS, Clients, Wishes},
     plan::{Fault, Plan, StoreFault, Timed, Who},
     scan,
@@ -67,6 +68,8 @@ pub struct Report {
 pub struct Options {
     /// The binary, with its fault points.
     pub binary: PathBuf,
+    /// The binary of the previous build: the fleet begins with it, and is upgraded under load.
+    pub previous: Option<PathBuf>,
     /// A rule that is left out.
     pub without: Option<Rule>,
     /// Where the ledger's record of the run is written to, a JSON document a line.
@@ -85,7 +88,7 @@ pub struct Options {
 pub fn run(servers: &mut Servers, plan: &Plan, options: &Options) -> Result<Report> {
     let began = Instant::now();
     let id = format!("f{:x}-{}", plan.seed, std::process::id());
-    let mut fleet = Fleet::start(servers, &options.binary, &id, plan, options.without)?;
+    let mut fleet = Fleet::start(servers, &id, plan, options)?;
     let say = |what: &str| {
         if options.verbose {
             eprintln!("  {:6.2} s  {what}", began.elapsed().as_secs_f64());
@@ -140,6 +143,11 @@ pub fn run(servers: &mut Servers, plan: &Plan, options: &Options) -> Result<Repo
         let record = fleet.ledger.psql(audit::RECORD)?;
         std::fs::write(&file, record).map_err(Trouble::io(format!("write {}", file.display())))?;
     }
+    // The order of a history is that of its times.
+    if !plan.sets_ledger_clock() {
+        let replayed = history::check(&fleet, &clients.accepted(), &mut findings)?;
+        say(&format!("replayed against the models: {replayed:?}"));
+    }
     let tally = count(&fleet, &clients)?;
     drop_copies(&fleet, &word)?;
     let points = fleet.points_hit();
@@ -187,6 +195,7 @@ enum Undo {
     StoreForwards,
     Disk(Slot),
     Clock(Slot),
+    LedgerClock,
 }
 
 impl<'p> Storm<'p> {
@@ -212,7 +221,7 @@ impl<'p> Storm<'p> {
                 None
             }
             Fault::KillRedis => {
-                fleet.servers.redis.kill_9()?;
+                fleet.kill_redis()?;
                 Some(Undo::Redis)
             }
             Fault::KillLedger => {
@@ -224,10 +233,7 @@ impl<'p> Storm<'p> {
                 Some(Undo::Store)
             }
             Fault::Flush => {
-                // It may be dead at this moment, and forgets all the same.
-                if fleet.servers.redis.pid().is_some() {
-                    fleet.servers.redis.flush_all()?;
-                }
+                fleet.flush_redis()?;
                 None
             }
             Fault::Freeze(target) => {
@@ -279,6 +285,14 @@ impl<'p> Storm<'p> {
                 fleet.fill_disk(slot, true)?;
                 Some(Undo::Disk(slot))
             }
+            Fault::LedgerClock(ahead) => {
+                fleet.servers.set_ledger_clock(ahead)?;
+                Some(Undo::LedgerClock)
+            }
+            Fault::Upgrade(slot) => {
+                fleet.upgrade(slot)?;
+                None
+            }
             Fault::Clock(slot, ahead) => {
                 fleet.set_clock(slot, ahead)?;
                 Some(Undo::Clock(slot))
@@ -292,7 +306,7 @@ impl<'p> Storm<'p> {
     fn undo(fleet: &mut Fleet<'_>, undo: Undo) -> Result<()> {
         match undo {
             Undo::Thaw(slot) => fleet.freeze(slot, false)?,
-            Undo::Redis => fleet.servers.redis.start_again()?,
+            Undo::Redis => fleet.start_redis()?,
             Undo::Ledger => fleet.servers.ledger.start_again()?,
             Undo::Store => fleet.servers.minio.start_again()?,
             Undo::Line(slot) => {
@@ -311,6 +325,7 @@ impl<'p> Storm<'p> {
             }
             Undo::Disk(slot) => fleet.fill_disk(slot, false)?,
             Undo::Clock(slot) => fleet.set_clock(slot, 0)?,
+            Undo::LedgerClock => fleet.servers.set_ledger_clock(0)?,
         }
         Ok(())
     }
@@ -806,6 +821,7 @@ fn count(fleet: &Fleet<'_>, clients: &Clients) -> Result<Tally> {
         "SELECT coalesce(sum((result::json ->> 'deleted_objects')::bigint), 0) FROM history WHERE kind = 'collect' AND result IS NOT NULL",
     )?;
     Ok(Tally {
+        failovers: fleet.failovers,
         jobs: clients.accepted().len() as u64,
         deaths: fleet.seats.iter().map(|seat| u64::from(seat.deaths)).sum(),
         kills_in_attempts: lost,

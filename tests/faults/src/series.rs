@@ -154,8 +154,12 @@ pub fn random(
         if within.is_some_and(|within| began.elapsed() + longest / 2 > within) {
             break;
         }
-        let report = run::run(servers, &Plan::random(seed), options)?;
-        tell(&report, "random run,");
+        let (plan, what) = match options.previous {
+            Some(_) => (Plan::upgrade(seed), "upgrade under load,"),
+            None => (Plan::random(seed), "random run,"),
+        };
+        let report = run::run(servers, &plan, options)?;
+        tell(&report, what);
         series.reports.push(report);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The servers of the fleet, which all runs share: starting them takes longer than a run. A run has a database, a fleet name
 //! in Redis and a prefix in the store of its own, so that none sees another's.
 
-use std::path::Path;
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use fettler_repository::{OpenOptions, Repository};
 use fettler_test_servers::{
@@ -9,8 +9,13 @@ use fettler_test_servers::{
 };
 use object_store::{ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tempfile::NamedTempFile;
 
 use crate::{Result, Trouble, fleet::SLOTS};
+
+/// Where Debian's package `faketime` puts its library, in a folder of the machine's architecture.
+const LIBRARIES: &str = "/usr/lib";
+const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
 
 /// The bucket of all runs.
 pub const BUCKET: &str = "backups";
@@ -40,6 +45,9 @@ pub struct Servers {
     pub secrets: Secrets,
     repository: Vec<u8>,
     runtime: tokio::runtime::Runtime,
+    /// The file that says by how much the clock of the ledger's server is ahead, and whether that server looks there.
+    clock: NamedTempFile,
+    has_clock: bool,
 }
 
 /// Everything that must stay secret in a run.
@@ -128,7 +136,40 @@ impl Servers {
             secrets,
             repository,
             runtime,
+            clock: clock_file()?,
+            has_clock: false,
         })
+    }
+
+    /// Gives the ledger's server a clock of its own, which [`Servers::set_ledger_clock`] sets, or the machine's again.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start again.
+    pub fn give_ledger_a_clock(&mut self, own: bool) -> Result<()> {
+        if self.has_clock == own {
+            return Ok(());
+        }
+        self.set_ledger_clock(0)?;
+        let environment = match own {
+            true => fake_clock(self.clock.path())?,
+            false => Vec::new(),
+        };
+        self.ledger.stop()?;
+        self.ledger.set_environment(environment);
+        self.ledger.start_again()?;
+        self.has_clock = own;
+        Ok(())
+    }
+
+    /// Sets the clock of the ledger's server.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be written.
+    pub fn set_ledger_clock(&self, ahead_seconds: i64) -> Result<()> {
+        std::fs::write(self.clock.path(), format!("{ahead_seconds:+}"))
+            .map_err(Trouble::io("set a clock"))
     }
 
     /// Makes an empty repository with small packs below this prefix.
@@ -165,6 +206,11 @@ impl Servers {
         Ok(())
     }
 
+    /// Runs what is to be waited for.
+    pub fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// The URL of the source database, with its password.
     #[must_use]
     pub fn source_url(&self, database: &str) -> String {
@@ -182,6 +228,41 @@ impl Servers {
         let folder = self.minio.data_dir().join(BUCKET).join(prefix);
         remove(&folder)
     }
+}
+
+/// A file that the user of the ledger's server can read.
+fn clock_file() -> Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix("fettler-clock-")
+        .permissions(std::fs::Permissions::from_mode(0o644))
+        .tempfile()
+        .map_err(Trouble::io("make a clock"))
+}
+
+/// The environment of a process whose clock is ahead by what this file says.
+///
+/// # Errors
+///
+/// When the library is missing that does it.
+pub(crate) fn fake_clock(file: &Path) -> Result<Vec<(String, String)>> {
+    let folders = std::fs::read_dir(LIBRARIES).into_iter().flatten().flatten();
+    let mut found = folders
+        .map(|folder| folder.path().join(FAKETIME))
+        .filter(|library| library.exists());
+    let library = found.next().ok_or_else(|| Trouble::Missing {
+        program: "libfaketime".to_owned(),
+        looked_at: Path::new(LIBRARIES).join("*").join(FAKETIME),
+    })?;
+    let settings = [
+        ("LD_PRELOAD", library.display().to_string()),
+        ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
+        ("FAKETIME_CACHE_DURATION", "1".to_owned()),
+        // A clock that is set does not change the one that never jumps.
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    Ok(settings
+        .map(|(name, value)| (name.to_owned(), value))
+        .into())
 }
 
 /// The object that makes a place a repository, with small sizes in it.

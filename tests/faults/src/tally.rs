@@ -17,6 +17,8 @@ pub struct Tally {
     pub zombies_refused: u64,
     /// Refills of Redis from the ledger.
     pub refills: u64,
+    /// How often a sentinel put Redis' replica in its master's place.
+    pub failovers: u64,
     /// Manifests that somebody else had written already, or tombstones in their place.
     pub manifest_races: u64,
     /// Objects that collections deleted.
@@ -34,6 +36,7 @@ impl Tally {
         self.takeovers += other.takeovers;
         self.zombies_refused += other.zombies_refused;
         self.refills += other.refills;
+        self.failovers += other.failovers;
         self.manifest_races += other.manifest_races;
         self.collected += other.collected;
         self.doubled_submissions += other.doubled_submissions;
@@ -41,7 +44,7 @@ impl Tally {
 
     /// Name and number, in the order of the table.
     #[must_use]
-    pub const fn counts(&self) -> [(&'static str, u64); 9] {
+    pub const fn counts(&self) -> [(&'static str, u64); 10] {
         [
             ("jobs", self.jobs),
             ("deaths", self.deaths),
@@ -49,6 +52,7 @@ impl Tally {
             ("takeovers", self.takeovers),
             ("zombies refused", self.zombies_refused),
             ("refills", self.refills),
+            ("failovers", self.failovers),
             ("manifest races", self.manifest_races),
             ("objects collected", self.collected),
             ("doubled submissions", self.doubled_submissions),

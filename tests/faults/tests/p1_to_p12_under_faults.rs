@@ -32,6 +32,7 @@ fn servers() -> MutexGuard<'static, Servers> {
 fn options() -> Options {
     Options {
         binary: program::armed_binary().unwrap(),
+        previous: None,
         without: None,
         record: None,
         keep: false,

@@ -25,6 +25,7 @@ mod postgres;
 mod process;
 mod redis;
 mod s3_proxy;
+mod sentinel;
 mod tcp_proxy;
 mod wait;
 
@@ -34,6 +35,7 @@ pub use minio::MinioServer;
 pub use postgres::{PgMajor, PostgresOptions, PostgresServer, TestDatabase};
 pub use redis::{RedisOptions, RedisServer};
 pub use s3_proxy::{S3Action, S3Proxy, S3Request};
+pub use sentinel::SentinelRedis;
 pub use tcp_proxy::TcpProxy;
 pub use wait::{free_port, wait_until};
 

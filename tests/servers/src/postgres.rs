@@ -76,6 +76,7 @@ pub struct PostgresOptions {
     initdb_arguments: Vec<String>,
     durable: bool,
     tls: bool,
+    environment: Vec<(String, String)>,
 }
 
 impl PostgresOptions {
@@ -288,6 +289,11 @@ impl PostgresServer {
         self.scratch.path().join("server.crt")
     }
 
+    /// What the server's environment holds beside this process' own, from its next start on.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.options.environment = environment;
+    }
+
     /// Starts the server again after [`PostgresServer::stop`] or [`PostgresServer::kill_9`], on the same port, and waits
     /// until it takes connections. Nothing happens where it runs.
     ///
@@ -300,9 +306,12 @@ impl PostgresServer {
         {
             return Ok(());
         }
-        let mut command =
-            User::for_postgres().command(&self.client.bin_dir.join("postgres"), "QUIT");
+        // Set by the server's own user: what a library that it names makes must be this user's.
+        let mut command = User::for_postgres().command(Path::new("env"), "QUIT");
+        let environment = self.options.environment.iter();
         command
+            .args(environment.map(|(name, value)| format!("{name}={value}")))
+            .arg(self.client.bin_dir.join("postgres"))
             .arg("-D")
             .arg(self.data_dir())
             .arg("-p")

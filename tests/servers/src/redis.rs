@@ -41,7 +41,8 @@ impl RedisOptions {
         Self::default()
     }
 
-    /// Asks clients for a password. It must be plain: it stands in the URL as it is.
+    /// Asks clients for a password; a sentinel and a replica give it to the servers instead. It must be plain: it stands in
+    /// the URL as it is.
     #[must_use]
     pub fn password(mut self, password: &str) -> Self {
         self.password = Some(password.to_owned());
@@ -133,9 +134,12 @@ impl RedisServer {
         if let Some((port, service)) = &self.options.watches {
             // A sentinel writes what it learns into its configuration.
             let path = self.scratch.path().join("sentinel.conf");
-            let text = format!(
+            let mut text = format!(
                 "sentinel monitor {service} 127.0.0.1 {port} 1\nsentinel down-after-milliseconds {service} 500\nsentinel failover-timeout {service} 5000\n"
             );
+            if let Some(password) = &self.options.password {
+                text.push_str(&format!("sentinel auth-pass {service} {password}\n"));
+            }
             std::fs::write(&path, text).map_err(ServerError::io("configure a sentinel"))?;
             command.arg(path).arg("--sentinel");
         }
@@ -147,8 +151,10 @@ impl RedisServer {
         if self.options.watches.is_none() {
             command.args(["--save", ""]);
         }
-        if let Some(password) = &self.options.password {
-            command.args(["--requirepass", password]);
+        if let Some(password) = &self.options.password
+            && self.options.watches.is_none()
+        {
+            command.args(["--requirepass", password, "--masterauth", password]);
         }
         if self.options.persistent {
             command.args(["--appendonly", "yes", "--appendfsync", "always"]);
@@ -187,6 +193,11 @@ impl RedisServer {
 
     /// Sends one command as a line and gives back the first line of the answer.
     fn ask(&self, command: &str) -> std::io::Result<String> {
+        Ok(self.ask_lines(command, 1)?.remove(0))
+    }
+
+    /// Sends one command as a line and gives back the first lines of the answer, as the protocol writes them.
+    pub(crate) fn ask_lines(&self, command: &str, lines: usize) -> std::io::Result<Vec<String>> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_read_timeout(Some(ANSWERS_WITHIN))?;
         let mut reader = BufReader::new(stream.try_clone()?);
@@ -197,8 +208,13 @@ impl RedisServer {
             answer.clear();
         }
         write!(stream, "{command}\r\n")?;
-        reader.read_line(&mut answer)?;
-        Ok(answer)
+        (0..lines)
+            .map(|_| {
+                let mut line = String::new();
+                reader.read_line(&mut line)?;
+                Ok(line)
+            })
+            .collect()
     }
 
     /// Removes everything that the server holds, as an operator's `FLUSHALL` does.

@@ -1,0 +1,88 @@
+//! A Redis that outlives its server: a master, a replica, and a sentinel that puts the one in the other's place.
+
+use std::time::Duration;
+
+use crate::{RedisOptions, RedisServer, Result, wait_until};
+
+/// What the sentinel calls the two servers.
+const SERVICE: &str = "fleet";
+/// A sentinel looks for replicas every ten seconds.
+const KNOWS_WITHIN: Duration = Duration::from_secs(40);
+
+/// Two servers and their sentinel.
+#[derive(Debug)]
+pub struct SentinelRedis {
+    servers: [RedisServer; 2],
+    sentinel: RedisServer,
+    password: String,
+}
+
+impl SentinelRedis {
+    /// Starts them, and waits until the sentinel could replace the master.
+    ///
+    /// # Errors
+    ///
+    /// When one does not start, or the replica is not found.
+    pub fn start(password: &str) -> Result<Self> {
+        let options = RedisOptions::new().password(password);
+        let master = RedisServer::start(options.clone())?;
+        let replica = RedisServer::start(
+            options
+                .clone()
+                .setting("replicaof", &format!("127.0.0.1 {}", master.port()))
+                .setting("repl-diskless-sync-delay", "0"),
+        )?;
+        wait_until("the replica to follow its master", KNOWS_WITHIN, || {
+            let link = replica.ask_lines("INFO replication", 8);
+            link.is_ok_and(|lines| lines.iter().any(|line| line.contains("link_status:up")))
+        })?;
+        let sentinel = RedisServer::start(options.sentinel_of(master.port(), SERVICE))?;
+        wait_until("the sentinel to know the replica", KNOWS_WITHIN, || {
+            let command = format!("SENTINEL replicas {SERVICE}");
+            // The number of replicas, as the protocol writes the length of a list.
+            let known = sentinel.ask_lines(&command, 1);
+            known.is_ok_and(|lines| lines[0].trim() == "*1")
+        })?;
+        Ok(Self {
+            servers: [master, replica],
+            sentinel,
+            password: password.to_owned(),
+        })
+    }
+
+    /// The URL by which clients follow the master.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!(
+            "redis+sentinel://:{}@127.0.0.1:{}/{SERVICE}",
+            self.password,
+            self.sentinel.port()
+        )
+    }
+
+    /// The port of the master, as the sentinel says it; none where it does not answer.
+    #[must_use]
+    pub fn master_port(&self) -> Option<u16> {
+        let command = format!("SENTINEL get-master-addr-by-name {SERVICE}");
+        let lines = self.sentinel.ask_lines(&command, 5).ok()?;
+        lines.last()?.trim().parse().ok()
+    }
+
+    /// The master, as the sentinel has it at this moment.
+    #[must_use]
+    pub fn master(&mut self) -> Option<&mut RedisServer> {
+        let port = self.master_port()?;
+        self.servers.iter_mut().find(|server| server.port() == port)
+    }
+
+    /// Starts again what was killed. The sentinel makes a former master a replica.
+    ///
+    /// # Errors
+    ///
+    /// When one does not start.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.servers
+            .iter_mut()
+            .try_for_each(RedisServer::start_again)
+    }
+}
