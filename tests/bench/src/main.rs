@@ -2,7 +2,9 @@
 //! everything on that a fleet in production has: a durable ledger, history, logs, leases. `docs/benchmarks.md` has the
 //! commands and what they gave. Nothing here is a test: shared machines are too noisy for limits on time.
 
+mod embedded;
 mod figures;
+mod http;
 mod kinds;
 mod latency;
 mod load;
@@ -40,6 +42,10 @@ enum What {
     Backlog(load::BacklogOptions),
     /// What a worker costs that has nothing to do.
     Quiet(load::QuietOptions),
+    /// Submissions a second over HTTP, and how long their answers take.
+    Http(http::Options),
+    /// No-op jobs a second in one process, on a SQLite file.
+    Embedded(embedded::Options),
     /// Very many policies, some due at once.
     Ticks(ticks::Options),
     /// A worker process of a benchmark; started by the others.
@@ -59,6 +65,8 @@ fn main() -> Result<()> {
             What::Limits(options) => load::limits(&options).await,
             What::Backlog(options) => load::backlog(&options).await,
             What::Quiet(options) => load::quiet(&options).await,
+            What::Http(options) => http::run(&options).await,
+            What::Embedded(options) => embedded::run(&options).await,
             What::Ticks(options) => ticks::run(&options).await,
             What::Work(options) => work::run(options).await,
         }

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use clap::Args;
+use fettler_ledger::Ledger;
 use fettler_model::TenantId;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -104,6 +105,16 @@ async fn fettler(stand: &Stand, options: &Options) -> Result<f64> {
 
 /// Submits so many jobs that wait for so long by bulk calls.
 pub async fn submit(fleet: &Fleet<'_>, jobs: usize, submitters: usize, wait_ms: u64) -> Result<()> {
+    submit_to(&fleet.ledger, jobs, submitters, wait_ms).await
+}
+
+/// The same to a ledger that need not be a fleet's.
+pub async fn submit_to(
+    ledger: &Ledger,
+    jobs: usize,
+    submitters: usize,
+    wait_ms: u64,
+) -> Result<()> {
     let tenant = TenantId::default_tenant();
     let calls = (0..jobs).step_by(CALL).map(|from| {
         let count = CALL.min(jobs - from);
@@ -111,7 +122,7 @@ pub async fn submit(fleet: &Fleet<'_>, jobs: usize, submitters: usize, wait_ms: 
             .map(|_| (kinds::request(&tenant, wait_ms), None))
             .collect();
         async move {
-            for submitted in fleet.ledger.submit_batch(requests).await {
+            for submitted in ledger.submit_batch(requests).await {
                 submitted?;
             }
             Result::<()>::Ok(())

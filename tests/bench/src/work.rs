@@ -45,19 +45,7 @@ pub async fn run(options: Options) -> Result<()> {
         instance: "worker".to_owned(),
     })?;
     let ledger = Ledger::open(&options.ledger).await?;
-    let mut builder = WorkerBuilder::new(
-        "bench",
-        ledger.clone(),
-        Arc::new(kinds::registry()),
-        Arc::new(NothingBesideJobs {
-            scratch: options.scratch,
-        }),
-    )
-    .heartbeat_over(&options.ledger, LedgerOptions::default())
-    .slots(Slots {
-        long: 0,
-        short: options.slots,
-    });
+    let mut builder = builder(&ledger, &options.ledger, options.slots, options.scratch);
     if let Some(url) = options.redis {
         let queue = RedisQueue::start(ledger.clone(), RedisQueueOptions::new(url))?;
         builder = builder.queue(Arc::new(queue));
@@ -80,6 +68,21 @@ pub async fn run(options: Options) -> Result<()> {
     });
     worker.run(stop).await?;
     Ok(())
+}
+
+/// A worker of the benchmarks on this ledger, which is its queue too unless it is given another.
+pub fn builder(ledger: &Ledger, url: &str, slots: usize, scratch: PathBuf) -> WorkerBuilder {
+    WorkerBuilder::new(
+        "bench",
+        ledger.clone(),
+        Arc::new(kinds::registry()),
+        Arc::new(NothingBesideJobs { scratch }),
+    )
+    .heartbeat_over(url, LedgerOptions::default())
+    .slots(Slots {
+        long: 0,
+        short: slots,
+    })
 }
 
 /// The jobs of benchmarks touch nothing but the fleet itself.
