@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fettler_api::SocketClient;
 use fettler_config::{Loaded, Settings, Sources};
-use fettler_ledger::Ledger;
+use fettler_ledger::{Ledger, Readied};
 use fettler_model::{JobId, TenantId};
 use fettler_queue::{Queue, WireItem};
 use fettler_queue_redis::{RedisQueue, RedisQueueOptions};
@@ -219,15 +219,15 @@ impl App {
     /// Tells the fleet of the jobs that commits of this process have made claimable since it listens.
     async fn push_readied(
         &self,
-        mut readied: tokio::sync::broadcast::Receiver<Vec<JobId>>,
+        mut readied: tokio::sync::broadcast::Receiver<Vec<Readied>>,
     ) -> Result<(), Failure> {
         let Some(queue) = self.queue().await? else {
             return Ok(());
         };
         let ledger = self.ledger().await?;
         // What it missed is found by comparing the queue with the ledger.
-        while let Ok(ids) = readied.try_recv() {
-            let jobs = ledger.queued_among(&ids).await?;
+        while let Ok(some) = readied.try_recv() {
+            let jobs = ledger.queued(some).await?;
             let items: Vec<WireItem> = jobs
                 .iter()
                 .map(|job| WireItem::of_queued(job, ledger.ageing()))

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use fettler_model::{JobId, Secret, Timestamp};
 use tokio::sync::broadcast;
 
 use crate::{
-    Ended, Result, Steps, Submitted, TickResult,
+    Ended, Readied, Result, Steps, Submitted, TickResult,
     batch::Batcher,
     job::{Completion, LinesSeen, Submission},
     policies::DueTick,
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) options: LedgerOptions,
     pub(crate) wake: Wake,
+    /// Whether there were limits when it was last looked.
+    pub(crate) limits_seen: AtomicBool,
 }
 
 pub(crate) struct Inner {
@@ -123,6 +125,7 @@ impl Ledger {
             store: store.clone(),
             options,
             wake: Wake::new(),
+            limits_seen: AtomicBool::new(false),
         });
         let submits = {
             let shared = shared.clone();
@@ -182,7 +185,7 @@ impl Ledger {
     /// The jobs that commits of this handle make claimable, batch by batch: submitted, due, handed back, woken
     /// where they were parked. A listener that fell behind (`Lagged`) reads [`Ledger::queued_page`].
     #[must_use]
-    pub fn readied(&self) -> broadcast::Receiver<Vec<JobId>> {
+    pub fn readied(&self) -> broadcast::Receiver<Vec<Readied>> {
         self.inner.store.ready.subscribe()
     }
 

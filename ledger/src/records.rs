@@ -333,6 +333,26 @@ pub struct QueuedJob {
     pub rank: Timestamp,
 }
 
+/// A job that a commit made claimable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readied {
+    /// All that a queue has to know was in the commit's own answer.
+    Known(Box<QueuedJob>),
+    /// What else there is to know is still to be read; see [`crate::Ledger::queued`].
+    Named(JobId),
+}
+
+impl Readied {
+    /// Which job.
+    #[must_use]
+    pub fn id(&self) -> JobId {
+        match self {
+            Self::Known(job) => job.id,
+            Self::Named(id) => *id,
+        }
+    }
+}
+
 /// A job that the worker owns until the lease ends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claimed {

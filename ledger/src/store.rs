@@ -5,13 +5,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     str::FromStr as _,
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
     time::{Duration, Instant},
 };
 
 use fettler_model::{JobId, Timestamp};
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Row as _,
+    Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _,
     any::{AnyConnectOptions, AnyPoolOptions, AnyRow},
     pool::PoolConnection,
 };
@@ -19,7 +19,7 @@ use tokio::sync::broadcast;
 use url::Url;
 
 use crate::{
-    LedgerError, LedgerOptions, Result,
+    LedgerError, LedgerOptions, Readied, Result,
     dialect::Dialect,
     migrate,
     steps::{self, StepFate, StepKind, Steps},
@@ -36,6 +36,12 @@ const LOCK_WAIT_SECONDS: u32 = 20;
 const IDLE_IN_TRANSACTION_SECONDS: u32 = 60;
 /// How often an opening is tried again while another process holds the SQLite file.
 const OPEN_TRIES: u32 = 20;
+/// A connection that was used within this time is used again without asking whether it still is one.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// One connection of so many may be kept at hand.
+const KEPT_OF: u32 = 2;
+/// A connection that is kept at hand goes back to the pool after this time, which closes what has grown old.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// How many commits a slow listener to [`Store::ready`] may be behind before it has to read what it missed.
 const READY_COMMITS: usize = 1024;
 
@@ -45,11 +51,22 @@ pub(crate) struct Store {
     pub(crate) dialect: Dialect,
     writers: AnyPool,
     readers: AnyPool,
+    /// Connections for statements that stand alone: the pool asks the server twice for each use of one of its own.
+    at_hand: Mutex<Vec<AtHand>>,
+    most_at_hand: usize,
     /// When the database was last found to be away (rule 5).
     outage: Mutex<Option<Instant>>,
     /// The jobs that each commit has made claimable: what a queue has to hear of.
-    pub(crate) ready: broadcast::Sender<Vec<JobId>>,
+    pub(crate) ready: broadcast::Sender<Vec<Readied>>,
     steps: Option<Steps>,
+}
+
+/// A connection that is kept at hand.
+#[derive(Debug)]
+struct AtHand {
+    connection: PoolConnection<Any>,
+    taken: Instant,
+    used: Instant,
 }
 
 impl Store {
@@ -101,6 +118,8 @@ impl Store {
             dialect: Dialect::Sqlite,
             writers: pool(1),
             readers: pool(options.connections.max(2) - 1),
+            at_hand: Mutex::default(),
+            most_at_hand: 0,
             outage: Mutex::new(None),
             ready: broadcast::channel(READY_COMMITS).0,
             steps: options.steps.clone(),
@@ -126,6 +145,15 @@ impl Store {
         let pool = AnyPoolOptions::new()
             .max_connections(options.connections.max(2))
             .acquire_timeout(ACQUIRE_WAIT.min(Duration::from_secs(15)))
+            .test_before_acquire(false)
+            .before_acquire(|connection, facts| {
+                Box::pin(async move {
+                    if facts.idle_for > TRUSTED_FOR {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .after_connect(|connection, _| {
                 Box::pin(async move {
                     // The table of jobs is empty at one moment and full at the next, and a plan is made once: all statements are
@@ -146,6 +174,8 @@ impl Store {
             dialect: Dialect::Postgres,
             writers: pool.clone(),
             readers: pool,
+            at_hand: Mutex::default(),
+            most_at_hand: (options.connections / KEPT_OF) as usize,
             outage: Mutex::new(None),
             ready: broadcast::channel(READY_COMMITS).0,
             steps: options.steps.clone(),
@@ -227,6 +257,7 @@ impl Store {
     }
 
     pub(crate) async fn close(&self) {
+        self.kept().clear();
         self.readers.close().await;
         self.writers.close().await;
     }
@@ -239,7 +270,7 @@ pub(crate) struct Transaction {
     doing: &'static str,
     /// The jobs that become claimable with its commit.
     pub(crate) ready: Vec<JobId>,
-    tell: broadcast::Sender<Vec<JobId>>,
+    tell: broadcast::Sender<Vec<Readied>>,
     steps: Option<Steps>,
 }
 
@@ -268,7 +299,8 @@ impl Transaction {
         }
         if !self.ready.is_empty() {
             // Nobody listens where the ledger is its own queue.
-            let _nobody_listens = self.tell.send(self.ready);
+            let readied = self.ready.into_iter().map(Readied::Named).collect();
+            let _nobody_listens = self.tell.send(readied);
         }
         Ok(())
     }
@@ -338,10 +370,16 @@ impl Store {
         if Steps::fate(self.steps.as_ref(), StepKind::Read, doing) != StepFate::GoesOn {
             return Err(self.noticed(steps::failed(doing)));
         }
-        let mut connection = self.reader(doing).await?;
-        bound(sql, values)
-            .fetch_all(&mut *connection)
-            .await
+        let rows = async {
+            match self.dialect {
+                Dialect::Postgres => self.alone(sql, values).await,
+                Dialect::Sqlite => {
+                    let mut connection = self.readers.acquire().await?;
+                    bound(sql, values).fetch_all(&mut *connection).await
+                }
+            }
+        };
+        rows.await
             .map_err(|error| self.noticed(database_error(doing, error)))
     }
 
@@ -356,20 +394,58 @@ impl Store {
         if fate == StepFate::Fails {
             return Err(self.noticed(steps::failed(doing)));
         }
-        let changed = async {
-            let mut connection = self.writers.acquire().await?;
-            bound(sql, values).fetch_all(&mut *connection).await
-        }
-        .await
-        .map_err(|error| self.noticed(database_error(doing, error)))?;
+        let changed = self
+            .alone(sql, values)
+            .await
+            .map_err(|error| self.noticed(database_error(doing, error)))?;
         if fate == StepFate::AnswerLost {
             return Err(self.noticed(steps::failed(doing)));
         }
         Ok(changed)
     }
 
+    /// Runs a statement that is a transaction of its own.
+    async fn alone(&self, sql: String, values: &[V<'_>]) -> Result<Vec<AnyRow>, sqlx::Error> {
+        let mut at_hand = self.at_hand().await?;
+        let rows = bound(sql, values)
+            .fetch_all(&mut *at_hand.connection)
+            .await?;
+        self.keep_at_hand(at_hand);
+        Ok(rows)
+    }
+
+    /// A connection for one statement.
+    async fn at_hand(&self) -> Result<AtHand, sqlx::Error> {
+        let kept = self.kept().pop();
+        if let Some(mut kept) = kept
+            && kept.taken.elapsed() < KEPT_FOR
+            && (kept.used.elapsed() < TRUSTED_FOR || kept.connection.ping().await.is_ok())
+        {
+            return Ok(kept);
+        }
+        let taken = Instant::now();
+        Ok(AtHand {
+            connection: self.writers.acquire().await?,
+            taken,
+            used: taken,
+        })
+    }
+
+    /// Keeps a connection on which all went well, where there is not another one already.
+    fn keep_at_hand(&self, mut connection: AtHand) {
+        connection.used = Instant::now();
+        let mut kept = self.kept();
+        if kept.len() < self.most_at_hand && !self.writers.is_closed() {
+            kept.push(connection);
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<AtHand>> {
+        self.at_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells whoever listens of jobs that became claimable.
-    pub(crate) fn tell_ready(&self, jobs: Vec<JobId>) {
+    pub(crate) fn tell_ready(&self, jobs: Vec<Readied>) {
         // Nobody listens where the ledger is its own queue.
         let _nobody_listens = self.ready.send(jobs);
     }

@@ -3,12 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
 use fettler_model::{
-    AttemptToken, DatabaseId, DatabaseUrl, ExclusionClass, JobId, JobKindName, JobState, SlotClass,
-    Timestamp, WaitReason,
+    AttemptToken, DatabaseId, DatabaseUrl, JobId, JobKindName, JobState, SlotClass, Timestamp,
+    WaitReason,
 };
 use serde_json::{Value, json};
 
@@ -19,6 +20,7 @@ use super::{
     limits::{self, Limits},
     lines,
     order::{self, Hints, LinesSeen},
+    plain,
 };
 use crate::{
     ClaimRequest, Claimed, ClaimedBatch, Fencing, JobRecord, Ledger, LedgerError, Result, codes,
@@ -29,7 +31,7 @@ use crate::{
 
 const DOING: &str = "claiming jobs";
 /// How many jobs one claim takes at most.
-const MAX_CLAIM: usize = 500;
+pub(super) const MAX_CLAIM: usize = 500;
 /// How often a claim looks for more in place of those that it had to park.
 const ROUNDS: usize = 8;
 /// How many jobs a queue delivers at once at most.
@@ -73,40 +75,40 @@ impl Ledger {
         request: &ClaimRequest,
         ids: Option<&[JobId]>,
     ) -> Result<ClaimedBatch> {
+        let mut claimed = Vec::new();
+        let mut left = None;
+        if let Some(ids) = ids
+            && !ids.is_empty()
+            && self.inner.store.dialect == Dialect::Postgres
+        {
+            self.keep_announced(request).await?;
+            let plain = plain::claim(&self.inner.shared, request, ids).await?;
+            let taken: HashSet<JobId> = plain.claimed.iter().map(|one| one.job.id).collect();
+            let rest: Vec<JobId> = ids
+                .iter()
+                .copied()
+                .filter(|id| !taken.contains(id))
+                .collect();
+            if rest.is_empty() && plain.next_due_in != Some(Duration::ZERO) {
+                return Ok(ClaimedBatch {
+                    jobs: plain.claimed,
+                    next_due_in: plain.next_due_in,
+                });
+            }
+            claimed = plain.claimed;
+            left = Some(rest);
+        }
+        let ids = left.as_deref().or(ids);
         let outlook = self.outlook(request, ids).await?;
         let (due, now) = (outlook.due, outlook.now);
         let is_due = due.is_some_and(|due| due <= now);
         if !outlook.is_ready && !is_due {
             self.keep_announced(request).await?;
             return Ok(ClaimedBatch {
-                jobs: Vec::new(),
+                jobs: claimed,
                 next_due_in: due.map(|due| due.since(now)),
             });
         }
-        let mut claimed = Vec::new();
-        let mut left = None;
-        if let Some(ids) = ids
-            && !is_due
-            && !outlook.has_rules
-            && self.inner.store.dialect == Dialect::Postgres
-        {
-            self.keep_announced(request).await?;
-            claimed = self.claim_plain(request, ids).await?;
-            let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
-            let rest: Vec<JobId> = ids
-                .iter()
-                .copied()
-                .filter(|id| !taken.contains(id))
-                .collect();
-            if rest.is_empty() {
-                return Ok(ClaimedBatch {
-                    jobs: claimed,
-                    next_due_in: due.map(|due| due.since(now)),
-                });
-            }
-            left = Some(rest);
-        }
-        let ids = left.as_deref().or(ids);
         let routes = if outlook.has_routes {
             lines::routes(&self.inner.store).await?
         } else {
@@ -170,63 +172,6 @@ impl Ledger {
         })
     }
 
-    /// Claims those of these jobs that nothing has to be looked at for: short ones that exclude nobody, without a window or a
-    /// deadline, while there is no limit and no pause. The condition stands in the statement, which is a transaction
-    /// of its own (rule 3): one way to the server instead of four, and one change of each row instead of two.
-    async fn claim_plain(&self, request: &ClaimRequest, ids: &[JobId]) -> Result<Vec<Claimed>> {
-        let store = &self.inner.store;
-        let lease = i64::try_from(request.lease.as_micros()).unwrap_or(i64::MAX / 8);
-        let mut ids: Vec<JobId> = ids
-            .iter()
-            .copied()
-            .take(request.short.min(MAX_CLAIM))
-            .collect();
-        // Two claims that meet the same jobs wait for each other in one order (rule 8).
-        ids.sort_unstable();
-        let rows: Vec<Value> = ids
-            .iter()
-            .map(|id| json!({"vid": id, "vrandom": rand::random::<u32>()}))
-            .collect();
-        // Written so that the rows are found by their ids, whatever the planner thinks of the other indexes.
-        let sql = format!(
-            "UPDATE job SET state = 1, token = (((token >> 32) + 1) << 32) | vrandom, worker = $2, started = {now}, lease_until = {now} + $3,
-                    holds = NULL, progress = NULL
-             FROM {} v
-             WHERE id = vid AND {CLAIMABLE} AND +slot = {short} AND kind || '' {} AND line || '' = '' AND exclusion = {free}
-               AND deadline IS NULL AND (terms IS NULL OR terms NOT LIKE '%\"window\"%')
-               AND NOT EXISTS (SELECT 1 FROM job_limit) AND NOT EXISTS (SELECT 1 FROM pause)
-             RETURNING {COMMON}, {LIVE}",
-            store
-                .dialect
-                .rows(1, &[("vid", Column::Text), ("vrandom", Column::Number)]),
-            store.dialect.among(4),
-            now = store.dialect.clock().unwrap_or_default(),
-            short = codes::slot(SlotClass::Short),
-            free = codes::exclusion(ExclusionClass::Free),
-        );
-        let values = [
-            V::S(json_text(&rows)?),
-            V::T(&request.worker),
-            V::N(lease),
-            V::S(json_text(&request.kinds)?),
-        ];
-        let changed = store.change(DOING, sql, &values).await?;
-        if !changed.is_empty() {
-            fettler_fault_points::reached(fettler_fault_points::Point::ClaimCommitted);
-        }
-        changed
-            .iter()
-            .map(|row| {
-                let row = Row::read(row, DOING)?;
-                Ok(Claimed {
-                    token: row.token,
-                    lease_until: row.record.lease_until.unwrap_or(row.record.submitted),
-                    job: row.record,
-                })
-            })
-            .collect()
-    }
-
     /// What a claim is about to meet: asked without a lock, so that an idle worker costs nothing. Where jobs are given, it is
     /// not asked whether there are any.
     async fn outlook(&self, request: &ClaimRequest, given: Option<&[JobId]>) -> Result<Outlook> {
@@ -250,8 +195,8 @@ impl Ledger {
         };
         let sql = format!(
             "SELECT (SELECT MIN(due) FROM job WHERE lane = 1) AS due, {ready}, {clock} AS now,
-                    CASE WHEN EXISTS (SELECT 1 FROM job_limit) OR EXISTS (SELECT 1 FROM pause)
-                         THEN 1 ELSE 0 END AS rules,
+                    CASE WHEN EXISTS (SELECT 1 FROM job_limit) THEN 1 ELSE 0 END AS limits,
+                    CASE WHEN EXISTS (SELECT 1 FROM pause) THEN 1 ELSE 0 END AS pauses,
                     CASE WHEN EXISTS (SELECT 1 FROM database_record WHERE route <> '') THEN 1 ELSE 0 END AS routes",
             clock = dialect.clock().unwrap_or("0"),
         );
@@ -271,6 +216,8 @@ impl Ledger {
                     || (request.short > 0 && fields.number("ready_short")? != 0)
             }
         };
+        let has_limits = fields.number("limits")? != 0;
+        self.inner.shared.limits_seen.store(has_limits, Relaxed);
         Ok(Outlook {
             due: fields.time_or_none("due")?,
             now: match dialect.clock() {
@@ -278,7 +225,7 @@ impl Ledger {
                 None => Timestamp::now(),
             },
             is_ready,
-            has_rules: fields.number("rules")? != 0,
+            has_rules: has_limits || fields.number("pauses")? != 0,
             has_routes: fields.number("routes")? != 0,
         })
     }

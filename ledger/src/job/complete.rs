@@ -8,19 +8,19 @@ use std::{
 
 use fettler_fault_points::{Point, Rule, reached, without};
 use fettler_model::{AttemptOutcome, ErrorClass, JobId, JobState, Problem, Timestamp};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     COMMON, LIVE, Row,
     attempt::superseded,
-    finish::{EndColumns, Finish, Requeue, finish, into_history, release, requeue},
-    id_list,
+    finish::{Finish, Requeue, finish, release, requeue},
+    id_list, plain,
 };
 use crate::{
     Ended, Ending, Fencing, Ledger, LedgerError, LedgerOptions, Result, codes,
-    dialect::{Column, Dialect},
+    dialect::Dialect,
     ledger::Shared,
-    row::{Fields, json_text},
+    row::Fields,
     store::{Transaction, V},
 };
 
@@ -109,7 +109,7 @@ fn without_nul(value: Value) -> Value {
     }
 }
 
-/// Ends a batch of attempts. Most succeed and held nothing: those end in one statement, the others in one transaction.
+/// Ends a batch of attempts. Most succeed and held no database: those end in one statement, the others in one transaction.
 pub(crate) async fn complete_all(
     shared: &Shared,
     batch: Vec<Completion>,
@@ -117,7 +117,7 @@ pub(crate) async fn complete_all(
     if shared.store.dialect != Dialect::Postgres {
         return complete_in_transaction(shared, batch).await;
     }
-    let mut succeeded = succeed_plain(shared, &batch).await?;
+    let mut succeeded = plain::succeed(shared, &batch).await?;
     let mut results: Vec<Option<Result<Ended>>> = batch
         .iter()
         .map(|completion| {
@@ -144,65 +144,6 @@ pub(crate) async fn complete_all(
         }
     }
     Ok(results.into_iter().flatten().collect())
-}
-
-/// Moves the jobs of those attempts to the history that succeeded, are their jobs' newest and hold nothing, in a statement that
-/// is a transaction of its own: one way to the server instead of five. Says which.
-async fn succeed_plain(shared: &Shared, batch: &[Completion]) -> Result<HashSet<JobId>> {
-    let mut seen = HashSet::new();
-    let rows =
-        batch
-            .iter()
-            .filter_map(|completion| match &completion.ending {
-                Ending::Succeeded { result } if seen.insert(completion.fencing.job) => {
-                    let Fencing { job, token } = completion.fencing;
-                    Some(json_text(result).map(
-                        |result| json!({"vid": job, "vtoken": token.value(), "vresult": result}),
-                    ))
-                }
-                _ => None,
-            })
-            .collect::<Result<Vec<Value>>>()?;
-    if rows.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let dialect = shared.store.dialect;
-    let sql = format!(
-        "WITH ends AS (SELECT * FROM {source} v ORDER BY vid),
-              gone AS (DELETE FROM job USING ends WHERE id = vid AND token = vtoken AND state = 1 AND holds IS NULL
-                       RETURNING job.*, ends.*),
-              forgotten AS (DELETE FROM checkpoint WHERE job = ANY (ARRAY(SELECT id FROM gone)))
-         {into_history} RETURNING id",
-        source = dialect.rows(
-            1,
-            &[
-                ("vid", Column::Text),
-                ("vtoken", Column::Number),
-                ("vresult", Column::Text)
-            ]
-        ),
-        into_history = into_history(
-            dialect,
-            "gone ORDER BY id",
-            &EndColumns {
-                state: &codes::state(JobState::Succeeded).to_string(),
-                outcome: &codes::outcome(AttemptOutcome::Succeeded).to_string(),
-                problem: "CAST(NULL AS TEXT)",
-                tries: "tries",
-                lost: "lost",
-                ended: dialect.clock().unwrap_or_default(),
-                position: dialect.position(""),
-            }
-        ),
-    );
-    let moved = shared
-        .store
-        .change(DOING, sql, &[V::S(json_text(&rows)?)])
-        .await?;
-    moved
-        .iter()
-        .map(|row| Fields::of(row, DOING).parsed("id"))
-        .collect()
 }
 
 /// Ends a batch of attempts in one transaction.

@@ -17,11 +17,11 @@ use crate::{
     JobRecord, Ledger, LedgerError, LimitRecord, PauseRecord, Result, codes,
     dialect::Column,
     row::{Fields, json_text},
-    store::{Transaction, V},
+    store::{Store, Transaction, V},
 };
 
 /// What a limit is called where jobs park and what they hold.
-const LIMIT: &str = "limit:";
+pub(super) const LIMIT: &str = "limit:";
 /// What a pause is called where jobs park.
 const PAUSE: &str = "pause:";
 /// How many parked jobs one transaction wakes.
@@ -271,6 +271,31 @@ pub(super) async fn give_back(
         }
     }
     Ok(())
+}
+
+/// Wakes parked jobs for slots that were given back in another statement: as many of each limit as were given back and
+/// are free.
+pub(super) async fn wake_for(store: &Store, freed: &BTreeMap<String, i64>) -> Result<bool> {
+    const DOING: &str = "waking jobs at limits";
+    let sql = format!(
+        "SELECT name, most - running AS free FROM job_limit l WHERE name {} AND running < most
+         AND EXISTS (SELECT 1 FROM job j WHERE j.lane = 2 AND j.parked_at = '{LIMIT}' || l.name) ORDER BY name",
+        store.dialect.among(1)
+    );
+    let names: Vec<&String> = freed.keys().collect();
+    let rows = store.read(DOING, sql, &[V::S(json_text(&names)?)]).await?;
+    if rows.is_empty() {
+        return Ok(false);
+    }
+    let mut transaction = store.begin(DOING).await?;
+    for row in &rows {
+        let fields = Fields::of(row, DOING);
+        let (name, free) = (fields.text("name")?, fields.number("free")?);
+        let given_back = freed.get(&name).copied().unwrap_or(0);
+        wake(&mut transaction, &limit_name(&name), given_back.min(free)).await?;
+    }
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// Counts the running rows of all limits anew: what was changed by hand, or ran when a limit came, is mended.

@@ -8,6 +8,7 @@ mod finish;
 mod limits;
 mod lines;
 mod order;
+mod plain;
 mod queued;
 mod read;
 mod rescue;

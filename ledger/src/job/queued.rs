@@ -5,13 +5,14 @@ use fettler_model::{AttemptToken, JobId, Priority, Timestamp};
 use sqlx::any::AnyRow;
 
 use super::{CLAIMABLE, id_list};
-use crate::{Ledger, QueuedJob, QueuedLine, Result, codes, row::Fields, store::V};
+use crate::{Ledger, QueuedJob, QueuedLine, Readied, Result, codes, row::Fields, store::V};
 
 const DOING: &str = "reading queued jobs";
 /// The largest page.
 const MAX_PAGE: usize = 1000;
 /// The columns of [`QueuedJob`].
-const COLUMNS: &str = "id, tenant, kind, kind_version, line, slot, priority, rank, token";
+pub(super) const COLUMNS: &str =
+    "id, tenant, kind, kind_version, line, slot, priority, rank, token";
 
 impl Ledger {
     /// The lines of claimable jobs: each slot class, kind, line (what is asked of a worker) and tenant is an order of its own.
@@ -92,9 +93,28 @@ impl Ledger {
         let rows = self.inner.store.read(DOING, sql, &values).await?;
         rows.iter().map(queued_job).collect()
     }
+
+    /// What a queue has to know of jobs that commits made claimable. Those that are still to be read are left out where
+    /// they are not claimable any more.
+    ///
+    /// # Errors
+    ///
+    /// When the ledger is away.
+    pub async fn queued(&self, readied: Vec<Readied>) -> Result<Vec<QueuedJob>> {
+        let (mut known, mut named) = (Vec::with_capacity(readied.len()), Vec::new());
+        for job in readied {
+            match job {
+                Readied::Known(job) => known.push(*job),
+                Readied::Named(id) => named.push(id),
+            }
+        }
+        known.extend(self.queued_among(&named).await?);
+        Ok(known)
+    }
 }
 
-fn queued_job(row: &AnyRow) -> Result<QueuedJob> {
+/// Reads [`COLUMNS`].
+pub(super) fn queued_job(row: &AnyRow) -> Result<QueuedJob> {
     let fields = Fields::of(row, DOING);
     Ok(QueuedJob {
         id: fields.parsed("id")?,

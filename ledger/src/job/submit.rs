@@ -11,7 +11,7 @@ use fettler_model::{DatabaseId, JobId, JobRequest, JobTerms, Priority, TenantId,
 use serde_json::{Value, json};
 use tracing::{Instrument, Span};
 
-use super::{line, route};
+use super::{line, plain, route};
 use crate::{
     DatabaseTerms, Idempotency, Ledger, LedgerError, Result, Submitted, codes,
     dialect::{Column, Dialect},
@@ -241,8 +241,9 @@ pub(crate) async fn submit_all(
     shared: &Shared,
     batch: Vec<Submission>,
 ) -> Result<Vec<Result<Submitted>>> {
-    let results = if shared.store.dialect == Dialect::Postgres && batch.iter().all(is_plain) {
-        insert_plain(shared, &batch).await?;
+    let results = if shared.store.dialect == Dialect::Postgres && batch.iter().all(plain::is_plain)
+    {
+        plain::insert(shared, &batch).await?;
         let submitted = |submission: &Submission| {
             Ok(Submitted {
                 job: submission.id,
@@ -480,38 +481,9 @@ async fn insert(
     Ok(inserted)
 }
 
-/// Whether nothing has to be looked at before a job can be inserted.
-fn is_plain(submission: &Submission) -> bool {
-    let request = &submission.request;
-    submission.idempotency.is_none()
-        && request.unique_key.is_none()
-        && request.database.is_none()
-        && request.not_before.is_none()
-}
-
-/// Inserts plain jobs in a statement of their own: one way to the server instead of five.
-async fn insert_plain(shared: &Shared, batch: &[Submission]) -> Result<()> {
-    let dialect = shared.store.dialect;
-    let now = dialect.clock().unwrap_or_default();
-    let priority = format!(
-        "LEAST(priority, COALESCE((SELECT ceiling FROM tenant t WHERE t.id = v.tenant), {}))",
-        Priority::Highest.level()
-    );
-    let rows = rows_of(batch.iter(), None)?;
-    let sql = insert_sql(dialect, shared, now, &priority);
-    shared
-        .store
-        .change(DOING, sql, &[V::S(json_text(&rows)?)])
-        .await?;
-    shared
-        .store
-        .tell_ready(batch.iter().map(|submission| submission.id).collect());
-    Ok(())
-}
-
 /// What is inserted of each job, but for what follows from the moment and the priority. Without `now`, none of them is for
 /// later.
-fn rows_of<'s>(
+pub(super) fn rows_of<'s>(
     submissions: impl Iterator<Item = &'s Submission>,
     now: Option<Timestamp>,
 ) -> Result<Vec<Value>> {
@@ -542,7 +514,7 @@ fn rows_of<'s>(
 }
 
 /// The statement that inserts what [`rows_of`] gives in parameter 1, where `now` and `priority` are expressions.
-fn insert_sql(dialect: Dialect, shared: &Shared, now: &str, priority: &str) -> String {
+pub(super) fn insert_sql(dialect: Dialect, shared: &Shared, now: &str, priority: &str) -> String {
     let ageing = i64::try_from(shared.options.ageing.as_micros()).unwrap_or(i64::MAX / 8);
     let source = dialect.rows(
         1,

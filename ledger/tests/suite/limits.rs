@@ -1,6 +1,6 @@
 //! Limits, pauses and windows: what keeps a job back, and what it says about it (P12, rules 3 and 4).
 
-use fettler_ledger::{LimitRecord, WorkerSkills};
+use fettler_ledger::{LimitRecord, Readied, WorkerSkills};
 use fettler_model::{JobWindow, Scope, Window};
 
 use super::*;
@@ -48,7 +48,7 @@ async fn deliver_all(ledger: &Ledger, first: Vec<JobId>, slots: usize) -> (usize
             ended += 1;
         }
         while let Ok(some) = readied.try_recv() {
-            waiting.extend(some);
+            waiting.extend(some.iter().map(Readied::id));
         }
     }
     (tried, idle)
@@ -106,6 +106,85 @@ pub async fn rule_3_a_limit_is_never_exceeded_and_leaves_no_slot_idle(place: &Pl
     assert_eq!((counts.queued, counts.running), (0, 0));
     assert!(most.load(std::sync::atomic::Ordering::SeqCst) <= 2);
     assert_eq!(limit(&ledger, "tenant/acme").await.running, 0);
+}
+
+/// Limits that hold back and limits that do not, on deliveries to many workers at once that meet each other in them.
+pub async fn rule_3_deliveries_to_many_workers_keep_all_limits(place: &Place) {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+    const WORKERS: usize = 4;
+    const EACH: usize = 150;
+    let ledger = place.open().await;
+    for (name, most) in [("tenant/acme", 3), ("kind/noop", 6), ("class/short", 1000)] {
+        ledger.set_limit(&scope(name), most).await.unwrap();
+    }
+    let mut ids = submit_many(&ledger, EACH, "acme").await;
+    ids.extend(submit_many(&ledger, EACH, "other").await);
+    let waiting = Arc::new(Mutex::new(ids));
+    let left = Arc::new(AtomicUsize::new(2 * EACH));
+    let (running, of_acme) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut workers = tokio::task::JoinSet::new();
+    for n in 0..WORKERS {
+        let ledger = place.open().await;
+        let (waiting, left) = (waiting.clone(), left.clone());
+        let (running, of_acme) = (running.clone(), of_acme.clone());
+        workers.spawn(async move {
+            let mut readied = ledger.readied();
+            let room = room(&format!("worker-{n}"), LONG);
+            let deliver_again = |ids: Vec<JobId>| waiting.lock().unwrap().extend(ids);
+            while left.load(SeqCst) > 0 {
+                let some: Vec<JobId> = {
+                    let mut waiting = waiting.lock().unwrap();
+                    let rest = waiting.len().saturating_sub(3);
+                    waiting.split_off(rest)
+                };
+                let jobs = ledger
+                    .claim_by_ids(&room, &some)
+                    .await
+                    .unwrap_or_default()
+                    .jobs;
+                let is_acme = |one: &&Claimed| one.job.tenant.as_str() == "acme";
+                let acme = jobs.iter().filter(is_acme).count();
+                assert!(running.fetch_add(jobs.len(), SeqCst) + jobs.len() <= 6);
+                assert!(of_acme.fetch_add(acme, SeqCst) + acme <= 3);
+                // What somebody else was at, or there was no room for, comes again.
+                let again = ledger.queued_among(&some).await.unwrap();
+                deliver_again(again.iter().map(|job| job.id).collect());
+                for (nth, claimed) in jobs.iter().enumerate() {
+                    running.fetch_sub(1, SeqCst);
+                    of_acme.fetch_sub(usize::from(is_acme(&claimed)), SeqCst);
+                    // Some end the long way: they are handed back.
+                    let ending = if (n + nth) % 5 == 4 {
+                        failed(Problem::interrupted())
+                    } else {
+                        left.fetch_sub(1, SeqCst);
+                        succeeded()
+                    };
+                    ledger.complete(fencing(claimed), ending).await.unwrap();
+                }
+                while let Ok(some) = readied.try_recv() {
+                    deliver_again(some.iter().map(Readied::id).collect());
+                }
+                if jobs.is_empty() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+    }
+    let all = async {
+        while let Some(ended) = workers.join_next().await {
+            ended.unwrap();
+        }
+    };
+    // Nothing stays parked where nobody wakes it.
+    tokio::time::timeout(Duration::from_secs(120), all)
+        .await
+        .unwrap();
+    for name in ["tenant/acme", "kind/noop", "class/short"] {
+        assert_eq!(limit(&ledger, name).await.running, 0, "{name}");
+    }
 }
 
 pub async fn rule_3_a_limit_on_a_flood_costs_few_claims_and_leaves_others_alone(place: &Place) {
@@ -562,7 +641,8 @@ pub async fn a_job_that_waits_is_given_another_priority(place: &Place) {
         .await
         .unwrap();
     assert_eq!(changed.priority, Priority::Highest);
-    assert_eq!(readied.try_recv().unwrap(), [ids[2]], "a queue hears of it");
+    let heard = readied.try_recv().unwrap();
+    assert_eq!(heard, [Readied::Named(ids[2])], "a queue hears of it");
     let low = ledger.set_priority(ids[0], Priority::Lowest).await.unwrap();
     assert_eq!(low.priority, Priority::Lowest);
     let order: Vec<JobId> = ledger

@@ -16,7 +16,7 @@ use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
     DatabaseRecord, DatabaseTerms, Ended, Ending, EventPosition, Fencing, Idempotency,
     IdentityOutcome, JobFilter, Ledger, LedgerError, LedgerOptions, PolicyChange, PolicyRecord,
-    QueuedLine, TenantChange, Tick, TickAction, TickResult, WorkerSkills,
+    QueuedLine, Readied, TenantChange, Tick, TickAction, TickResult, WorkerSkills,
 };
 use fettler_model::{
     AttemptOutcome, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseUrl, Engine,
@@ -1040,7 +1040,7 @@ pub async fn rule_15_a_commit_names_the_jobs_that_it_made_claimable(place: &Plac
     let mut named = move || {
         let mut ids = Vec::new();
         while let Ok(some) = readied.try_recv() {
-            ids.extend(some);
+            ids.extend(some.iter().map(Readied::id));
         }
         ids
     };

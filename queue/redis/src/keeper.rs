@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fettler_ledger::{Ledger, LedgerError, QueuedJob};
+use fettler_ledger::{Ledger, LedgerError, QueuedJob, Readied};
 use fettler_model::{JobId, TenantId};
 use redis::{RedisError, aio::MultiplexedConnection};
 use thiserror::Error;
@@ -34,7 +34,7 @@ const PAGE_COST: usize = 20;
 const SWEEP_PAUSE: Duration = Duration::from_millis(10);
 /// How many pages one run reads at most: what arrives faster than it reads was pushed by whoever submitted it.
 const MAX_PAGES: usize = 20_000;
-/// How many ids are read from the ledger's commits before they are pushed.
+/// How many jobs of the ledger's commits are gathered before they are pushed.
 const MAX_PENDING: usize = 2_000;
 /// A damaged memory is emptied at most this often: where that does not help, jobs go on coming from the ledger.
 const MEND_EVERY: Duration = Duration::from_secs(60);
@@ -406,7 +406,7 @@ async fn wipe(connection: &mut MultiplexedConnection, base: &str) -> Result<(), 
 pub(crate) struct Forward {
     link: Arc<Link>,
     ledger: Ledger,
-    readied: tokio::sync::Mutex<broadcast::Receiver<Vec<JobId>>>,
+    readied: tokio::sync::Mutex<broadcast::Receiver<Vec<Readied>>>,
 }
 
 impl Forward {
@@ -421,7 +421,7 @@ impl Forward {
 
     /// Pushes as soon as there is something.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        // The ids are read where a worker that takes can read them too, before it takes.
+        // They are read where a worker that takes can read them too, before it takes.
         let mut signal = self.ledger.readied();
         loop {
             tokio::select! {
@@ -438,22 +438,22 @@ impl Forward {
     pub(crate) async fn pending(&self) {
         let mut readied = self.readied.lock().await;
         loop {
-            let mut ids = Vec::new();
-            while ids.len() < MAX_PENDING {
+            let mut jobs = Vec::new();
+            while jobs.len() < MAX_PENDING {
                 match readied.try_recv() {
-                    Ok(some) => ids.extend(some),
+                    Ok(some) => jobs.extend(some),
                     Err(TryRecvError::Lagged(_)) => self.link.missed(),
                     Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
             }
-            if ids.is_empty() {
+            if jobs.is_empty() {
                 return;
             }
-            self.push(&ids).await;
+            self.push(jobs).await;
         }
     }
 
-    async fn push(&self, ids: &[JobId]) {
+    async fn push(&self, readied: Vec<Readied>) {
         let Some((mut connection, incarnation)) = self.link.up().await else {
             return self.link.missed();
         };
@@ -462,9 +462,9 @@ impl Forward {
             incarnation: &incarnation,
             ageing: self.ledger.ageing(),
         };
-        for some in ids.chunks(PAGE) {
+        for some in readied.chunks(PAGE) {
             let pushed = async {
-                let jobs = self.ledger.queued_among(some).await?;
+                let jobs = self.ledger.queued(some.to_vec()).await?;
                 push(&caller, &mut connection, &jobs).await
             };
             match pushed.await {

@@ -10,6 +10,7 @@ mod latency;
 mod load;
 mod peers;
 mod stand;
+mod takeover;
 mod throughput;
 mod ticks;
 mod work;
@@ -46,6 +47,8 @@ enum What {
     Http(http::Options),
     /// No-op jobs a second in one process, on a SQLite file.
     Embedded(embedded::Options),
+    /// How long after `kill -9` of its worker a job runs again.
+    Takeover(takeover::Options),
     /// Very many policies, some due at once.
     Ticks(ticks::Options),
     /// A worker process of a benchmark; started by the others.
@@ -67,6 +70,7 @@ fn main() -> Result<()> {
             What::Quiet(options) => load::quiet(&options).await,
             What::Http(options) => http::run(&options).await,
             What::Embedded(options) => embedded::run(&options).await,
+            What::Takeover(options) => takeover::run(&options).await,
             What::Ticks(options) => ticks::run(&options).await,
             What::Work(options) => work::run(options).await,
         }

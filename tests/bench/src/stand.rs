@@ -117,8 +117,16 @@ impl Fleet<'_> {
         let out = child.stdout.take().ok_or("the worker has no output")?;
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
-        let worker = WorkerProcess(child);
-        if line.trim() == READY {
+        let worker = WorkerProcess {
+            child,
+            name: line
+                .trim()
+                .strip_prefix(READY)
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+        };
+        if line.starts_with(READY) {
             Ok(worker)
         } else {
             Err(std::fs::read_to_string(self.stand.folder().join("worker.log"))?.into())
@@ -255,18 +263,31 @@ impl Fleet<'_> {
 }
 
 /// A worker process, which ends when this is dropped.
-pub struct WorkerProcess(Child);
+pub struct WorkerProcess {
+    child: Child,
+    name: String,
+}
 
 impl WorkerProcess {
     pub fn id(&self) -> u32 {
-        self.0.id()
+        self.child.id()
+    }
+
+    /// What the ledger calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Kills it at once, with all that it is at.
+    pub fn kill(mut self) -> Result<()> {
+        Ok(self.child.kill()?)
     }
 }
 
 impl Drop for WorkerProcess {
     fn drop(&mut self) {
         // Its standard input ends, and it drains.
-        drop(self.0.stdin.take());
-        let _gone = self.0.wait();
+        drop(self.child.stdin.take());
+        let _gone = self.child.wait();
     }
 }

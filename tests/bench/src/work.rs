@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Result, kinds};
 
-/// What a worker says once it takes jobs.
+/// What a worker says once it takes jobs, before its id.
 pub const READY: &str = "ready";
 
 #[derive(Args)]
@@ -51,7 +51,7 @@ pub async fn run(options: Options) -> Result<()> {
         builder = builder.queue(Arc::new(queue));
     }
     let worker = builder.build();
-    let readiness = worker.readiness();
+    let (readiness, id) = (worker.readiness(), worker.id().to_owned());
     let stop = CancellationToken::new();
     let until_left_alone = stop.clone();
     tokio::spawn(async move {
@@ -64,7 +64,7 @@ pub async fn run(options: Options) -> Result<()> {
         }
         let mut out = std::io::stdout();
         // Whoever waits for it may be gone.
-        let _told = writeln!(out, "{READY}").and_then(|()| out.flush());
+        let _told = writeln!(out, "{READY} {id}").and_then(|()| out.flush());
     });
     worker.run(stop).await?;
     Ok(())
