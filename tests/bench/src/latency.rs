@@ -29,6 +29,9 @@ pub struct IdleOptions {
     /// How many jobs are submitted, one after the other.
     #[arg(long, default_value_t = 1000)]
     jobs: usize,
+    /// Tells which statements the ledger's database ran.
+    #[arg(long)]
+    statements: bool,
 }
 
 #[derive(Args)]
@@ -51,12 +54,18 @@ pub async fn idle(options: &IdleOptions) -> Result<()> {
     let _worker = fleet.worker(16)?;
     let asked = Asked::default();
     for nth in 0..WARM_UP + options.jobs {
+        if nth == WARM_UP && options.statements {
+            fleet.count_statements().await?;
+        }
         let at = micros();
         let job = submit(&fleet).await?;
         if nth >= WARM_UP {
             note(&asked, job, at);
         }
         fleet.all_ended().await?;
+    }
+    if options.statements {
+        fleet.tell_statements().await?;
     }
     head(&["idle fleet, ms", "p50", "p99", "most"]);
     let waits = waits(&fleet, &asked).await?;
