@@ -1,0 +1,4 @@
+//! Redis and Valkey: backups as a replica takes them, key by key.
+
+mod rdb;
+mod records;
