@@ -92,7 +92,8 @@ pub(crate) struct StreamId {
 /// - a string: any number of [`Element::StringPiece`];
 /// - a list, a set, a sorted set, a hash: one element for each item, member or field;
 /// - a stream: its [`Element::Entry`]s, one [`Element::StreamFacts`], then each [`Element::Group`] with its
-///   [`Element::Pending`]s followed by each of its [`Element::Consumer`]s with their [`Element::ConsumerPending`]s;
+///   [`Element::Pending`]s, then [`Element::Consumers`] and each [`Element::Consumer`] with its
+///   [`Element::ConsumerPending`]s;
 /// - a value of a module: any number of [`Element::ModulePiece`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Element<'a> {
@@ -146,8 +147,6 @@ pub(crate) enum Element<'a> {
         entries_read: Option<u64>,
         /// How many pending entries follow.
         pending: u64,
-        /// How many consumers follow those.
-        consumers: u64,
     },
     /// An entry that was delivered to the last group and not acknowledged; in the order of ids.
     Pending {
@@ -158,6 +157,8 @@ pub(crate) enum Element<'a> {
         /// How often it was delivered.
         deliveries: u64,
     },
+    /// How many consumers of the last group follow.
+    Consumers(u64),
     /// A consumer of the last group.
     Consumer {
         /// Its name.

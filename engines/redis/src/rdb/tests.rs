@@ -1,0 +1,1 @@
+//! Tests of the format against hand-made bytes and the real server.
