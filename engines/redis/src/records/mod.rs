@@ -7,6 +7,7 @@
 
 mod key_hash;
 mod model;
+mod partitions;
 mod spool;
 mod stored;
 
@@ -14,3 +15,6 @@ pub(crate) use key_hash::KeyHasher;
 pub(crate) use model::{Element, KeyHead, Kind, Size, StreamId};
 pub(crate) use spool::{OrderedStreams, STREAMS, Spool, SpoolError, StreamTotals, stream_name};
 pub(crate) use stored::{RecordEvent, RecordReader, StoredError};
+
+#[cfg(test)]
+mod tests;

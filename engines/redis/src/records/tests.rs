@@ -1,0 +1,1 @@
+//! Tests of the stored form, the order and the rows.
