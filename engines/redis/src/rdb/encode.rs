@@ -343,3 +343,14 @@ impl Packing {
         to.push(0xff);
     }
 }
+
+/// A listpack of texts.
+#[cfg(test)]
+pub(super) fn packed_for_tests(texts: &[&[u8]]) -> Vec<u8> {
+    let mut packing = Packing::default();
+    texts.iter().for_each(|text| packing.string(text));
+    let mut string = Vec::new();
+    packing.end(&Packing::default(), &mut string);
+    // Without the length of the string, which is one byte.
+    string.split_off(1)
+}

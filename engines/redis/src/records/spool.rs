@@ -40,14 +40,17 @@ pub(crate) fn stream_name(stream: u8) -> String {
     format!("keys/{stream:02}")
 }
 
-/// Why keys could not be put in order: a file of the scratch folder failed.
+/// Why keys could not be put in order.
 #[derive(Debug, thiserror::Error)]
-#[error("ordering the keys in {folder}: {source}")]
-pub(crate) struct SpoolError {
-    /// The scratch folder.
-    pub(crate) folder: PathBuf,
-    /// What the system said.
-    pub(crate) source: io::Error,
+pub(crate) enum SpoolError {
+    /// A file of the scratch folder failed.
+    #[error("ordering the keys in {folder}: {source}")]
+    Io {
+        /// The scratch folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// Puts keys in the order of a backup, whatever order they come in. Blocks.
@@ -147,14 +150,18 @@ impl Spool {
     }
 
     fn failed(&self, source: io::Error) -> SpoolError {
-        SpoolError {
+        SpoolError::Io {
             folder: self.folder.clone(),
             source,
         }
     }
 
     /// Begins a key. Of a key that comes twice, the last one is kept.
-    pub(crate) fn begin(&mut self, head: &KeyHead<'_>) {
+    ///
+    /// # Errors
+    ///
+    /// None now.
+    pub(crate) fn begin(&mut self, head: &KeyHead<'_>) -> Result<(), SpoolError> {
         let (mut key, mut elements, mut marks) = (Vec::new(), Vec::new(), Vec::new());
         if let Some(last) = self.current.take() {
             (key, elements, marks) = (last.key, last.elements, last.marks);
@@ -173,6 +180,7 @@ impl Spool {
             marks,
             beyond: Beyond::Nothing,
         });
+        Ok(())
     }
 
     /// Adds a piece of its value.
@@ -397,7 +405,7 @@ impl OrderedStreams {
         match read.and_then(|()| pieces.hand_on()) {
             Ok(()) => Ok(pieces.totals),
             Err(Ended::Told(error)) => Err(error),
-            Err(Ended::Local(source)) => Err(SpoolError {
+            Err(Ended::Local(source)) => Err(SpoolError::Io {
                 folder: folder.clone(),
                 source,
             }
