@@ -15,7 +15,7 @@ mod value;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use encode::needed_version;
 pub(crate) use error::RdbError;

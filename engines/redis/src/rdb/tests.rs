@@ -417,8 +417,8 @@ fn old_encodings() -> Vec<u8> {
         &[2, 1],
         b"11",
         b"?",
-        &[254, 3, 0, 0, 0],
-        b"two",
+        &[254, 44, 1, 0, 0],
+        &[b't'; 300],
         &[0, 0],
         &[255],
     ]
@@ -432,7 +432,7 @@ fn old_encodings() -> Vec<u8> {
     }
     key(3, "zset of texts", &zset);
     rdb.push(0xfd);
-    rdb.extend(4_102_444_800u32.to_le_bytes()[..4].iter());
+    rdb.extend(i32::MAX.to_le_bytes());
     rdb.extend([0, 7]);
     rdb.extend(b"expires");
     rdb.extend(string(b"x"));

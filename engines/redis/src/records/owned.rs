@@ -371,7 +371,7 @@ fn stream_of_server(connection: &mut Connection, collector: &mut Collector, key:
     });
     for group in groups {
         let group = items(group);
-        let pending = items(named(group, "pel"));
+        let pending = items(named(group, "pending"));
         collector.element(&Element::Group {
             name: &bytes(named(group, "name")),
             last_id: id(named(group, "last-delivered-id")),
@@ -393,7 +393,7 @@ fn stream_of_server(connection: &mut Connection, collector: &mut Collector, key:
         collector.element(&Element::Consumers(consumers.len() as u64));
         for consumer in consumers {
             let consumer = items(consumer);
-            let pending = items(named(consumer, "pel"));
+            let pending = items(named(consumer, "pending"));
             collector.element(&Element::Consumer {
                 name: &bytes(named(consumer, "name")),
                 seen: number(named(consumer, "seen-time")),
