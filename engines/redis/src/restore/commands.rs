@@ -92,7 +92,12 @@ impl Outcome {
             .take(FAILURES_TOLD)
             .map(|(what, times)| format!("{what} ({times} times)"))
             .collect();
-        if let Some(more) = self.failed.len().checked_sub(FAILURES_TOLD).filter(|more| *more > 0) {
+        if let Some(more) = self
+            .failed
+            .len()
+            .checked_sub(FAILURES_TOLD)
+            .filter(|more| *more > 0)
+        {
             told.push(format!("and {more} more kinds of failure"));
         }
         told
@@ -139,7 +144,11 @@ struct Key {
 
 impl Key {
     fn doing(&self) -> String {
-        format!("restoring a {} into database {}", self.kind.name(), self.database)
+        format!(
+            "restoring a {} into database {}",
+            self.kind.name(),
+            self.database
+        )
     }
 }
 
@@ -187,9 +196,13 @@ impl Commands {
         let key = Key {
             database: *database,
             name: head.key.to_vec(),
-            expiry: head
-                .expiry
-                .map(|moment| if plan.is_sandbox { put_off(moment) } else { moment }),
+            expiry: head.expiry.map(|moment| {
+                if plan.is_sandbox {
+                    put_off(moment)
+                } else {
+                    moment
+                }
+            }),
             kind: head.kind,
         };
         if needed_version(head.kind, size) > plan.rdb_version {
@@ -333,10 +346,7 @@ impl Commands {
             }
             Building::Parts { key, .. } => {
                 if let Some(moment) = key.expiry {
-                    let expire = cmd("PEXPIREAT")
-                        .arg(&self.temporary)
-                        .arg(moment)
-                        .to_owned();
+                    let expire = cmd("PEXPIREAT").arg(&self.temporary).arg(moment).to_owned();
                     self.plan(&key, expire, 0);
                 }
                 // Renaming over a large value would remove it at once and hold the server up.

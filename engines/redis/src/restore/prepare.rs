@@ -75,8 +75,12 @@ pub(super) fn databases(
         (Some(number), [only]) => Ok([(*only, number)].into()),
         (Some(_), _) => Err(EngineError::Missing {
             code: "selection",
-            what: format!("the target names one database, and {} are to be restored", chosen.len()),
-            remedy: "leave the number out of the target's URL, or choose one with `--only db3`".to_owned(),
+            what: format!(
+                "the target names one database, and {} are to be restored",
+                chosen.len()
+            ),
+            remedy: "leave the number out of the target's URL, or choose one with `--only db3`"
+                .to_owned(),
         }),
     }
 }
@@ -104,7 +108,11 @@ pub(super) async fn make_room(
             let keys: u64 = session.ask(&cmd("DBSIZE"), "counting keys").await?;
             let own = u64::from(is_sandbox && *to == sandbox::MARK_DATABASE);
             if keys > own {
-                refuse_unless(overwrite, session, &format!("database {to} holds {keys} keys"))?;
+                refuse_unless(
+                    overwrite,
+                    session,
+                    &format!("database {to} holds {keys} keys"),
+                )?;
                 to_empty.push(*to);
             }
             continue;
@@ -128,7 +136,9 @@ pub(super) async fn make_room(
         let there = functions_of(session).await?.unwrap_or_default();
         for code in &server.functions {
             if let Some(name) = library_name(code)
-                && there.iter().any(|(has, other)| *has == name && other != code)
+                && there
+                    .iter()
+                    .any(|(has, other)| *has == name && other != code)
             {
                 let what = format!("there is another library of functions named {name}");
                 refuse_unless(overwrite, session, &what)?;
@@ -196,10 +206,18 @@ pub(super) async fn load_functions(
 ) -> Result<(), EngineError> {
     for code in &server.functions {
         context.fence.check().await?;
-        let load = cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(code).to_owned();
+        let load = cmd("FUNCTION")
+            .arg("LOAD")
+            .arg("REPLACE")
+            .arg(code)
+            .to_owned();
         if let Err(refusal) = session.try_ask(&load).await? {
             let name = library_name(code).unwrap_or_default();
-            outcome.refused(session.server(), &format!("loading the library of functions {name}"), &refusal)?;
+            outcome.refused(
+                session.server(),
+                &format!("loading the library of functions {name}"),
+                &refusal,
+            )?;
         }
     }
     Ok(())
@@ -239,7 +257,11 @@ pub(super) async fn set_users(
             set.arg(rule);
         }
         if let Err(refusal) = session.try_ask(&set).await? {
-            outcome.refused(session.server(), &format!("making the user {name}"), &refusal)?;
+            outcome.refused(
+                session.server(),
+                &format!("making the user {name}"),
+                &refusal,
+            )?;
         }
     }
     Ok(())
@@ -283,7 +305,16 @@ mod tests {
         let line = "on #ab12 ~a:* resetchannels -@all +get (~b:* -@all +set) (%R~c +get)";
         assert_eq!(
             rules_of(line.split(' ')),
-            ["on", "#ab12", "~a:*", "resetchannels", "-@all", "+get", "(~b:* -@all +set)", "(%R~c +get)"]
+            [
+                "on",
+                "#ab12",
+                "~a:*",
+                "resetchannels",
+                "-@all",
+                "+get",
+                "(~b:* -@all +set)",
+                "(%R~c +get)"
+            ]
         );
     }
 
