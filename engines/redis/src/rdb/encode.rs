@@ -245,8 +245,11 @@ impl Node {
         }
         self.entries += 1;
         let is_common = names().eq(&self.common);
-        self.packed
-            .integer(if is_common { entry_flag::SAME_FIELDS } else { 0 });
+        self.packed.integer(if is_common {
+            entry_flag::SAME_FIELDS
+        } else {
+            0
+        });
         let after = |id: u64, base: u64| id.wrapping_sub(base) as i64;
         self.packed
             .integer(after(id.milliseconds, self.base.milliseconds));

@@ -338,9 +338,9 @@ impl<R: Read> Input<R> {
                 }
                 count
             };
-            left = left.checked_sub(count).ok_or_else(|| {
-                self.malformed("a compressed string is longer than it says")
-            })?;
+            left = left
+                .checked_sub(count)
+                .ok_or_else(|| self.malformed("a compressed string is longer than it says"))?;
             turn(to, false)?;
         }
         if left > 0 || self.offset() > end {

@@ -4,9 +4,7 @@ use std::io::Read;
 
 use super::{
     NEWEST_VERSION, RdbError,
-    format::{
-        CHECKSUM, CHECKSUM_SINCE, MAGIC, PAYLOAD_FOOTER, module_opcode, opcode, value_type,
-    },
+    format::{CHECKSUM, CHECKSUM_SINCE, MAGIC, PAYLOAD_FOOTER, module_opcode, opcode, value_type},
     input::Input,
     value::{self, Room},
 };
@@ -138,7 +136,9 @@ impl<R: Read> Reader<R> {
                 opcode::FUNCTION_OF_CANDIDATES => {
                     return Err(self
                         .input
-                        .unsupported("it holds functions as only release candidates of Redis 7.0 wrote them")
+                        .unsupported(
+                            "it holds functions as only release candidates of Redis 7.0 wrote them",
+                        )
                         .into());
                 }
                 opcode::MODULE_AUX => self.module_aux(on)?,
@@ -163,9 +163,9 @@ impl<R: Read> Reader<R> {
         let magic: [u8; 5] = self.input.array()?;
         let digits: [u8; 4] = self.input.array()?;
         if &magic == b"VALKE" {
-            return Err(self.input.unsupported(
-                "it is of Valkey 9 or newer, whose format has another name",
-            ));
+            return Err(self
+                .input
+                .unsupported("it is of Valkey 9 or newer, whose format has another name"));
         }
         let version = std::str::from_utf8(&digits)
             .ok()

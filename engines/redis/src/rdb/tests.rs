@@ -26,7 +26,11 @@ pub(crate) fn server() -> RedisServer {
 }
 
 fn rdb_path(connection: &mut Connection) -> PathBuf {
-    let (_, folder): (String, String) = cmd("CONFIG").arg("GET").arg("dir").query(connection).unwrap();
+    let (_, folder): (String, String) = cmd("CONFIG")
+        .arg("GET")
+        .arg("dir")
+        .query(connection)
+        .unwrap();
     PathBuf::from(folder).join("dump.rdb")
 }
 
@@ -63,10 +67,22 @@ pub(crate) fn fill(server: &RedisServer) {
     cmd("SELECT").arg(3).exec(&mut connection).unwrap();
     fill_streams(&mut connection);
     let code = "#!lua name=shop\nredis.register_function('one', function(keys, args) return 1 end)";
-    cmd("FUNCTION").arg("LOAD").arg(code).exec(&mut connection).unwrap();
+    cmd("FUNCTION")
+        .arg("LOAD")
+        .arg(code)
+        .exec(&mut connection)
+        .unwrap();
     let later = 4_102_444_800_123i64;
-    cmd("PEXPIREAT").arg("set/10").arg(later).exec(&mut connection).unwrap();
-    cmd("PEXPIREAT").arg("string/0").arg(later + 1).exec(&mut connection).unwrap();
+    cmd("PEXPIREAT")
+        .arg("set/10")
+        .arg(later)
+        .exec(&mut connection)
+        .unwrap();
+    cmd("PEXPIREAT")
+        .arg("string/0")
+        .arg(later + 1)
+        .exec(&mut connection)
+        .unwrap();
 }
 
 fn fill_strings(rng: &mut StdRng, connection: &mut Connection) {
@@ -121,7 +137,9 @@ fn members(rng: &mut StdRng, count: usize) -> Vec<Vec<u8>> {
                 let count = rng.random_range(0..60);
                 random(rng, count)
             }
-            _ => (i64::from(rng.random::<i32>() >> 8)).to_string().into_bytes(),
+            _ => (i64::from(rng.random::<i32>() >> 8))
+                .to_string()
+                .into_bytes(),
         })
         .collect()
 }
@@ -140,8 +158,14 @@ fn fill_collections(rng: &mut StdRng, connection: &mut Connection) {
                 5 => (-(at as i64)).to_string(),
                 _ => rng.random::<f32>().to_string(),
             };
-            pipe.cmd("ZADD").arg(format!("zset/{count}")).arg(score).arg(member);
-            pipe.cmd("HSET").arg(format!("hash/{count}")).arg(member).arg(random(rng, at % 63));
+            pipe.cmd("ZADD")
+                .arg(format!("zset/{count}"))
+                .arg(score)
+                .arg(member);
+            pipe.cmd("HSET")
+                .arg(format!("hash/{count}"))
+                .arg(member)
+                .arg(random(rng, at % 63));
         }
     };
     for count in [1, 10, 100, 700] {
@@ -149,9 +173,15 @@ fn fill_collections(rng: &mut StdRng, connection: &mut Connection) {
         let members = members(rng, count);
         add(&mut pipe, count, members, rng);
         for at in 0..count {
-            pipe.cmd("SADD").arg(format!("small integers/{count}")).arg(at as i64 * 3 - 20);
-            pipe.cmd("SADD").arg(format!("integers/{count}")).arg(at as i64 * 300 - 40_000);
-            pipe.cmd("SADD").arg(format!("large integers/{count}")).arg((at as i64) << 40);
+            pipe.cmd("SADD")
+                .arg(format!("small integers/{count}"))
+                .arg(at as i64 * 3 - 20);
+            pipe.cmd("SADD")
+                .arg(format!("integers/{count}"))
+                .arg(at as i64 * 300 - 40_000);
+            pipe.cmd("SADD")
+                .arg(format!("large integers/{count}"))
+                .arg((at as i64) << 40);
         }
         pipe.exec(connection).unwrap();
     }
@@ -163,35 +193,96 @@ fn fill_collections(rng: &mut StdRng, connection: &mut Connection) {
         vec![random(rng, 100), random(rng, 5000), vec![b'x'; 70_000]],
         rng,
     );
-    pipe.cmd("HSET").arg("hash/long value").arg("f").arg("y".repeat(5000));
+    pipe.cmd("HSET")
+        .arg("hash/long value")
+        .arg("f")
+        .arg("y".repeat(5000));
     pipe.exec(connection).unwrap();
 }
 
 fn fill_streams(connection: &mut Connection) {
     let mut pipe = pipe();
     for at in 1..=1000u64 {
-        let command = pipe.cmd("XADD").arg("stream").arg(format!("{}-{}", at / 3 + 5, at));
+        let command = pipe
+            .cmd("XADD")
+            .arg("stream")
+            .arg(format!("{}-{}", at / 3 + 5, at));
         if at % 50 == 0 {
-            command.arg("other").arg(at).arg("empty").arg("").arg("again").arg("z".repeat(200));
+            command
+                .arg("other")
+                .arg(at)
+                .arg("empty")
+                .arg("")
+                .arg("again")
+                .arg("z".repeat(200));
         } else {
-            command.arg("temperature").arg(at * 7).arg("place").arg("north");
+            command
+                .arg("temperature")
+                .arg(at * 7)
+                .arg("place")
+                .arg("north");
         }
     }
-    pipe.cmd("XDEL").arg("stream").arg("5-1").arg("6-3").arg("105-300").arg("17-38");
-    pipe.cmd("XGROUP").arg("CREATE").arg("stream").arg("first").arg("0");
-    pipe.cmd("XGROUP").arg("CREATE").arg("stream").arg("second").arg("$");
-    pipe.cmd("XGROUP").arg("CREATE").arg("stream").arg("third").arg("100-285");
-    pipe.cmd("XGROUP").arg("CREATECONSUMER").arg("stream").arg("first").arg("idle");
+    pipe.cmd("XDEL")
+        .arg("stream")
+        .arg("5-1")
+        .arg("6-3")
+        .arg("105-300")
+        .arg("17-38");
+    pipe.cmd("XGROUP")
+        .arg("CREATE")
+        .arg("stream")
+        .arg("first")
+        .arg("0");
+    pipe.cmd("XGROUP")
+        .arg("CREATE")
+        .arg("stream")
+        .arg("second")
+        .arg("$");
+    pipe.cmd("XGROUP")
+        .arg("CREATE")
+        .arg("stream")
+        .arg("third")
+        .arg("100-285");
+    pipe.cmd("XGROUP")
+        .arg("CREATECONSUMER")
+        .arg("stream")
+        .arg("first")
+        .arg("idle");
     for (consumer, count) in [("anna", 40), ("bert", 300), ("anna", 2)] {
-        pipe.cmd("XREADGROUP").arg("GROUP").arg("first").arg(consumer).arg("COUNT").arg(count);
+        pipe.cmd("XREADGROUP")
+            .arg("GROUP")
+            .arg("first")
+            .arg(consumer)
+            .arg("COUNT")
+            .arg(count);
         pipe.arg("STREAMS").arg("stream").arg(">");
     }
-    pipe.cmd("XCLAIM").arg("stream").arg("first").arg("bert").arg(0).arg("7-7").arg("7-6");
+    pipe.cmd("XCLAIM")
+        .arg("stream")
+        .arg("first")
+        .arg("bert")
+        .arg(0)
+        .arg("7-7")
+        .arg("7-6");
     pipe.cmd("XACK").arg("stream").arg("first").arg("8-9");
-    pipe.cmd("XADD").arg("stream/emptied").arg("1-1").arg("a").arg("b");
+    pipe.cmd("XADD")
+        .arg("stream/emptied")
+        .arg("1-1")
+        .arg("a")
+        .arg("b");
     pipe.cmd("XDEL").arg("stream/emptied").arg("1-1");
-    pipe.cmd("XGROUP").arg("CREATE").arg("stream/made").arg("g").arg("0").arg("MKSTREAM");
-    pipe.cmd("XADD").arg("stream/one").arg("18446744073709551615-18446744073709551615").arg("").arg("");
+    pipe.cmd("XGROUP")
+        .arg("CREATE")
+        .arg("stream/made")
+        .arg("g")
+        .arg("0")
+        .arg("MKSTREAM");
+    pipe.cmd("XADD")
+        .arg("stream/one")
+        .arg("18446744073709551615-18446744073709551615")
+        .arg("")
+        .arg("");
     pipe.exec(connection).unwrap();
 }
 
@@ -202,7 +293,11 @@ pub(crate) fn assert_same(read: &Keys, expected: &Keys) {
     assert_eq!(names(read), names(expected));
     for (name, key) in read {
         let expected = &expected[name];
-        assert_eq!((key.kind, key.expiry), (expected.kind, expected.expiry), "{name:?}");
+        assert_eq!(
+            (key.kind, key.expiry),
+            (expected.kind, expected.expiry),
+            "{name:?}"
+        );
         assert_eq!(key.elements.len(), expected.elements.len(), "{name:?}");
         for (at, (element, expected)) in key.elements.iter().zip(&expected.elements).enumerate() {
             assert!(
@@ -272,7 +367,9 @@ pub(crate) fn write(keys: &Keys, version: u32) -> Vec<u8> {
         .function(b"#!lua name=kept\nredis.register_function('two', function() return 2 end)")
         .unwrap();
     for ((database, name), key) in keys {
-        writer.begin(&key.head(*database, name), &key.size()).unwrap();
+        writer
+            .begin(&key.head(*database, name), &key.size())
+            .unwrap();
         for element in &key.elements {
             writer.element(&element.element(key.kind)).unwrap();
         }
@@ -291,8 +388,10 @@ fn a_server_starts_on_what_the_writer_writes() {
 
     start_on(&mut server, &written);
     assert_same(&of_server(&server.url()), &expected);
-    let libraries: redis::Value =
-        cmd("FUNCTION").arg("LIST").query(&mut connect(&server)).unwrap();
+    let libraries: redis::Value = cmd("FUNCTION")
+        .arg("LIST")
+        .query(&mut connect(&server))
+        .unwrap();
     assert!(format!("{libraries:?}").contains("kept"));
     // And what it saves then is the same again.
     assert_same(&of_rdb(&save(&server)).unwrap().0, &expected);
@@ -320,7 +419,9 @@ fn payloads_pass_between_us_and_the_server_in_both_directions() {
         .unwrap();
         assert_same(
             &collector.keys,
-            &[((*database, name.clone()), key.clone())].into_iter().collect(),
+            &[((*database, name.clone()), key.clone())]
+                .into_iter()
+                .collect(),
         );
 
         let mut payload = Payload::begin(key.kind, &key.size(), 10);
@@ -386,7 +487,11 @@ fn old_encodings() -> Vec<u8> {
         rdb.extend(string(name.as_bytes()));
         rdb.extend_from_slice(value);
     };
-    key(1, "list", &[vec![3], string(b"a"), string(b""), vec![0xc0, 0x80]].concat());
+    key(
+        1,
+        "list",
+        &[vec![3], string(b"a"), string(b""), vec![0xc0, 0x80]].concat(),
+    );
     let middle = [&[0x41, 0x00][..], &[b'm'; 256]].concat();
     let long = [&[0x80, 0, 0, 0x40, 0x00][..], &[b'l'; 0x4000]].concat();
     let numbers: [&[u8]; 11] = [
@@ -406,9 +511,21 @@ fn old_encodings() -> Vec<u8> {
     key(
         14,
         "quicklist",
-        &[vec![2], string(&ziplist(&numbers)), string(&ziplist(&[b"\x01z"]))].concat(),
+        &[
+            vec![2],
+            string(&ziplist(&numbers)),
+            string(&ziplist(&[b"\x01z"])),
+        ]
+        .concat(),
     );
-    let pairs: [&[u8]; 6] = [b"\x01a", b"\xf4", b"\x01b", b"\x043.25", b"\x01c", b"\x03inf"];
+    let pairs: [&[u8]; 6] = [
+        b"\x01a",
+        b"\xf4",
+        b"\x01b",
+        b"\x043.25",
+        b"\x01c",
+        b"\x03inf",
+    ];
     key(12, "zset ziplist", &string(&ziplist(&pairs)));
     key(13, "hash ziplist", &string(&ziplist(&pairs)));
     let zipmap = [
@@ -446,7 +563,10 @@ fn encodings_of_older_servers_read_as_the_server_reads_them() {
     assert_eq!(summary.version, 6);
     let item = |key: &str, at: usize| keys[&(0, key.as_bytes().to_vec())].elements[at].clone();
     assert_eq!(item("list", 2), Owned::Bytes(b"-128".to_vec()));
-    assert_eq!(item("list ziplist", 8), Owned::Bytes(i64::MIN.to_string().into_bytes()));
+    assert_eq!(
+        item("list ziplist", 8),
+        Owned::Bytes(i64::MIN.to_string().into_bytes())
+    );
 
     let mut server = server();
     start_on(&mut server, &rdb);
@@ -495,13 +615,30 @@ fn fields_that_expire_are_read_in_all_their_forms() {
     };
     let first = 4_102_444_800_000u64;
     let fields = |ttl: u64| {
-        [vec![2], vec![0], string(b"f"), string(b"v"), long(ttl), string(b"g"), string(b"w")].concat()
+        [
+            vec![2],
+            vec![0],
+            string(b"f"),
+            string(b"v"),
+            long(ttl),
+            string(b"g"),
+            string(b"w"),
+        ]
+        .concat()
     };
     for (encoding, name, value) in [
         (22, "a", fields(first + 123)),
         (23, "b", string(&packed)),
-        (24, "c", [first.to_le_bytes().to_vec(), fields(124)].concat()),
-        (25, "d", [first.to_le_bytes().to_vec(), string(&packed)].concat()),
+        (
+            24,
+            "c",
+            [first.to_le_bytes().to_vec(), fields(124)].concat(),
+        ),
+        (
+            25,
+            "d",
+            [first.to_le_bytes().to_vec(), string(&packed)].concat(),
+        ),
     ] {
         rdb.push(encoding);
         rdb.extend(string(name.as_bytes()));
@@ -532,7 +669,9 @@ fn values_of_modules_pass_whole_and_named() {
     let mut module = vec![0x81];
     module.extend(id.to_be_bytes());
     let mut payload = module.clone();
-    payload.extend([1, 0x40, 0xff, 2, 7, 3, 1, 2, 3, 4, 4, 1, 2, 3, 4, 5, 6, 7, 8, 5]);
+    payload.extend([
+        1, 0x40, 0xff, 2, 7, 3, 1, 2, 3, 4, 4, 1, 2, 3, 4, 5, 6, 7, 8, 5,
+    ]);
     payload.extend(string(&[b'{'; 700_000]));
     payload.extend([5, 0xc1, 1, 2, 5, 0xc3, 4, 9, 0, b'a', 0xe0, 0, 0]);
     let mut aux = module;
@@ -549,8 +688,12 @@ fn values_of_modules_pass_whole_and_named() {
         expiry: None,
         kind,
     };
-    writer.begin(&head, &crate::records::Size::default()).unwrap();
-    writer.element(&crate::records::Element::ModulePiece(&payload)).unwrap();
+    writer
+        .begin(&head, &crate::records::Size::default())
+        .unwrap();
+    writer
+        .element(&crate::records::Element::ModulePiece(&payload))
+        .unwrap();
     writer.end().unwrap();
     let rdb = writer.finish().unwrap();
 
@@ -582,6 +725,24 @@ fn one_changed_bit_fails_the_checksum_or_sooner() {
     }
 }
 
+/// Nothing is allocated for what a length merely claims.
+#[test]
+fn lengths_that_no_file_could_have_are_errors() {
+    let most = [&[0x81][..], &u64::MAX.to_be_bytes()].concat();
+    for encoding in 0..26 {
+        for claim in [
+            most.clone(),
+            [&[0xc3][..], &most, &most, &[0]].concat(),
+            [&[0xc3, 5][..], &most, &[0, b'a', 0xff, 0xff, 0]].concat(),
+            [&[1][..], &most].concat(),
+            [&[1, 1][..], &most].concat(),
+        ] {
+            let rdb = [b"REDIS0012", &[encoding][..], &string(b"k"), &claim].concat();
+            assert!(of_rdb(&rdb).is_err(), "{encoding}");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_rdb_or_a_newer_one_is_said_to_be_so() {
     let message = |bytes: &[u8]| of_rdb(bytes).unwrap_err().to_string();
@@ -605,11 +766,20 @@ fn small_rdb() -> Vec<u8> {
                 pipe.cmd("SADD").arg("integers").arg(at);
                 pipe.cmd("SADD").arg("set").arg("member").arg(at);
                 pipe.cmd("HSET").arg("hash").arg(at).arg("value");
-                pipe.cmd("HSET").arg("hash of long").arg("f").arg("v".repeat(100));
+                pipe.cmd("HSET")
+                    .arg("hash of long")
+                    .arg("f")
+                    .arg("v".repeat(100));
                 pipe.cmd("ZADD").arg("zset").arg(0.5).arg(at);
-                pipe.cmd("ZADD").arg("zset of long").arg(0.5).arg("m".repeat(100));
+                pipe.cmd("ZADD")
+                    .arg("zset of long")
+                    .arg(0.5)
+                    .arg("m".repeat(100));
                 pipe.cmd("RPUSH").arg("list").arg("item").arg(at);
-                pipe.cmd("PSETEX").arg("string").arg(1_000_000).arg("text ".repeat(20));
+                pipe.cmd("PSETEX")
+                    .arg("string")
+                    .arg(1_000_000)
+                    .arg("text ".repeat(20));
             }
             pipe.cmd("XTRIM").arg("stream").arg("MAXLEN").arg(20);
             pipe.exec(&mut connection).unwrap();

@@ -53,9 +53,7 @@ pub(super) fn read<R: Read, E: From<RdbError>>(
     on: &mut impl FnMut(Element<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     match encoding {
-        value_type::STRING => {
-            input.string_in_pieces(&mut |piece| on(Element::StringPiece(piece)))
-        }
+        value_type::STRING => input.string_in_pieces(&mut |piece| on(Element::StringPiece(piece))),
         value_type::LIST => each_string(input, room, &mut |item| on(Element::Item(item))),
         value_type::SET => each_string(input, room, &mut |member| on(Element::Member(member))),
         value_type::LIST_ZIPLIST => list_ziplist(input, room, on),
@@ -123,9 +121,7 @@ pub(super) fn read<R: Read, E: From<RdbError>>(
         value_type::STREAM | value_type::STREAM_2 | value_type::STREAM_3 => {
             stream(input, room, encoding, on)
         }
-        value_type::MODULE_2 => {
-            module_parts(input, &mut |piece| on(Element::ModulePiece(piece)))
-        }
+        value_type::MODULE_2 => module_parts(input, &mut |piece| on(Element::ModulePiece(piece))),
         _ => Err(input
             .unsupported(format!("no type of value has the number {encoding}"))
             .into()),
@@ -339,12 +335,13 @@ fn expiring_hash<R: Read, E: From<RdbError>>(
     let first = if has_first { input.long()? } else { 1 };
     for _ in 0..input.length()? {
         let after = input.length()?;
-        let expiry = match after {
-            0 => None,
-            after => Some(first.checked_add(after - 1).ok_or_else(|| {
-                input.malformed("a field expires later than any clock can say")
-            })?),
-        };
+        let expiry =
+            match after {
+                0 => None,
+                after => Some(first.checked_add(after - 1).ok_or_else(|| {
+                    input.malformed("a field expires later than any clock can say")
+                })?),
+            };
         input.string(&mut room.first)?;
         input.string(&mut room.second)?;
         on(Element::Field {

@@ -17,6 +17,6 @@ pub(crate) use spool::{OrderedStreams, STREAMS, Spool, SpoolError, StreamTotals,
 pub(crate) use stored::{RecordEvent, RecordReader, StoredError};
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 pub(crate) mod owned;
+#[cfg(test)]
+mod tests;

@@ -161,10 +161,7 @@ impl Collector {
 
     pub(crate) fn element(&mut self, element: &Element<'_>) {
         let (_, key) = self.current.as_mut().expect("a key has begun");
-        let is_piece = matches!(
-            element,
-            Element::StringPiece(_) | Element::ModulePiece(_)
-        );
+        let is_piece = matches!(element, Element::StringPiece(_) | Element::ModulePiece(_));
         match (Owned::of(element), key.elements.first_mut()) {
             (Owned::Bytes(piece), Some(Owned::Bytes(whole))) if is_piece => whole.extend(piece),
             (owned, _) => key.elements.push(owned),
@@ -177,12 +174,10 @@ impl Collector {
             key.elements.push(Owned::Bytes(Vec::new()));
         }
         if key.kind.is_unordered() {
-            key.elements.sort_by_cached_key(|element| format!("{element:?}"));
+            key.elements
+                .sort_by_cached_key(|element| format!("{element:?}"));
         }
-        assert!(
-            self.keys.insert(name, key).is_none(),
-            "a key came twice"
-        );
+        assert!(self.keys.insert(name, key).is_none(), "a key came twice");
     }
 }
 
@@ -254,7 +249,12 @@ fn ask<T: redis::FromRedisValue>(connection: &mut Connection, name: &str, args: 
     cmd(name).arg(args).query(connection).unwrap()
 }
 
-fn key_of_server(connection: &mut Connection, collector: &mut Collector, database: u32, key: &[u8]) {
+fn key_of_server(
+    connection: &mut Connection,
+    collector: &mut Collector,
+    database: u32,
+    key: &[u8],
+) {
     let kind: String = ask(connection, "TYPE", &[key]);
     let expiry: i64 = ask(connection, "PEXPIRETIME", &[key]);
     let kind = [

@@ -25,6 +25,9 @@ const ENTRY_HEAD: usize = 16;
 /// How entries of one hash are ordered; equal ones are the same to their owner.
 pub(super) type Tie = fn(&[u8], &[u8]) -> Ordering;
 
+/// Takes an entry, and whether an equal one follows.
+pub(super) type Take<'a, E> = dyn FnMut(&[u8], bool) -> Result<(), E> + 'a;
+
 /// Entries in buckets by the upper bits of their hash. A bucket that is too large to be sorted in memory goes into
 /// buckets by the next bits, and so on.
 ///
@@ -64,7 +67,7 @@ impl Partitions {
         }
     }
 
-    /// Which bucket a hash belongs to; buckets that are no longer whole bits share the last.
+    /// Which bucket a hash belongs to.
     fn bucket_of(&self, hash: u64) -> usize {
         (hash >> (u64::BITS - BUCKET_BITS * (self.level + 1))) as usize % BUCKETS
     }
@@ -111,7 +114,7 @@ impl Partitions {
         &mut self,
         bucket: usize,
         tie: Tie,
-        on: &mut dyn FnMut(&[u8], bool) -> Result<(), E>,
+        on: &mut Take<'_, E>,
     ) -> Result<(), E> {
         let bucket = std::mem::take(&mut self.buckets[bucket]);
         if bucket.bytes() > LOADED_BYTES && self.can_split() {
@@ -206,18 +209,14 @@ mod tests {
         assert_eq!(partitions.filled().collect::<Vec<_>>(), [0]);
         let mut seen = Vec::new();
         partitions
-            .drain(
-                0,
-                |_, _| Ordering::Equal,
-                &mut |entry, is_followed| {
-                    if is_followed {
-                        assert_eq!(entry[..4], 17u32.to_be_bytes());
-                    } else {
-                        seen.push(entry.to_vec());
-                    }
-                    Ok::<_, io::Error>(())
-                },
-            )
+            .drain(0, |_, _| Ordering::Equal, &mut |entry, is_followed| {
+                if is_followed {
+                    assert_eq!(entry[..4], 17u32.to_be_bytes());
+                } else {
+                    seen.push(entry.to_vec());
+                }
+                Ok::<_, io::Error>(())
+            })
             .unwrap();
         assert_eq!(seen.len(), count as usize);
         assert_eq!(seen[17], b"again");

@@ -132,7 +132,11 @@ pub(super) fn put_element(element: &Element<'_>, size: &mut Size, to: &mut Vec<u
             size.elements += 1;
             if let Some(moment) = expiry {
                 let first = &mut size.first_field_expiry;
-                *first = if *first == 0 { moment } else { moment.min(*first) };
+                *first = if *first == 0 {
+                    moment
+                } else {
+                    moment.min(*first)
+                };
             }
             let head = (field.len() as u64) << 1 | u64::from(expiry.is_some());
             let length =
@@ -441,8 +445,14 @@ enum Next {
     Header,
     Head,
     /// Bytes of a string, or of a module's payload.
-    Raw { is_string: bool, left: u64 },
-    Elements { kind: Kind, left: u64 },
+    Raw {
+        is_string: bool,
+        left: u64,
+    },
+    Elements {
+        kind: Kind,
+        left: u64,
+    },
     Parts,
 }
 
@@ -588,10 +598,7 @@ impl RecordReader {
         }
     }
 
-    fn end<E>(
-        &mut self,
-        on: &mut impl FnMut(RecordEvent<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn end<E>(&mut self, on: &mut impl FnMut(RecordEvent<'_>) -> Result<(), E>) -> Result<(), E> {
         self.next = Next::Head;
         self.keys += 1;
         on(RecordEvent::End)

@@ -10,8 +10,8 @@ use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use redis::{cmd, pipe};
 
 use super::{
-    Element, KeyHasher, KeyHead, Kind, RecordEvent, RecordReader, STREAMS, Size, Spool,
-    SpoolError, StoredError, StreamId,
+    Element, KeyHasher, KeyHead, Kind, RecordEvent, RecordReader, STREAMS, Size, Spool, SpoolError,
+    StoredError, StreamId,
     owned::{Keys, Owned, OwnedKey, of_rdb, of_server, of_stored},
     stream_name,
 };
@@ -118,16 +118,37 @@ fn made(count: usize, large_bytes: usize) -> Keys {
         keys.insert(((name.len() % 3) as u32, name.into_bytes()), key);
     };
     for at in 0..count {
-        add(format!("string {at}"), Kind::String, vec![bytes(format!("value of {at} ").repeat(at % 40))]);
+        add(
+            format!("string {at}"),
+            Kind::String,
+            vec![bytes(format!("value of {at} ").repeat(at % 40))],
+        );
         add(format!("hash {at}"), Kind::Hash, hash(at % 20));
     }
     let members = large_bytes / 40;
     add("large hash".to_owned(), Kind::Hash, hash(members));
-    add("large list".to_owned(), Kind::List, (0..members).map(|at| bytes(format!("item {at:034}"))).collect());
-    add("large set".to_owned(), Kind::Set, (0..members).map(|at| bytes(format!("member {at:032}"))).collect());
-    add("large string".to_owned(), Kind::String, vec![Owned::Bytes(vec![7; large_bytes])]);
+    add(
+        "large list".to_owned(),
+        Kind::List,
+        (0..members)
+            .map(|at| bytes(format!("item {at:034}")))
+            .collect(),
+    );
+    add(
+        "large set".to_owned(),
+        Kind::Set,
+        (0..members)
+            .map(|at| bytes(format!("member {at:032}")))
+            .collect(),
+    );
+    add(
+        "large string".to_owned(),
+        Kind::String,
+        vec![Owned::Bytes(vec![7; large_bytes])],
+    );
     for key in keys.values_mut().filter(|key| key.kind.is_unordered()) {
-        key.elements.sort_by_cached_key(|element| format!("{element:?}"));
+        key.elements
+            .sort_by_cached_key(|element| format!("{element:?}"));
     }
     keys
 }
@@ -173,7 +194,10 @@ fn the_order_depends_on_the_keys_alone() {
         }
     }
     let again = streams_of(shuffled.iter().map(|(name, key)| (name, key)));
-    assert!(again == streams, "the same keys in another order are stored otherwise");
+    assert!(
+        again == streams,
+        "the same keys in another order are stored otherwise"
+    );
 
     // A key that is gone takes its own bytes with it and moves nothing.
     let without: Vec<_> = shuffled
@@ -189,7 +213,11 @@ fn the_order_depends_on_the_keys_alone() {
     assert_eq!(changed.len(), 1);
     let (name, stored) = changed[0];
     let shorter = &streams_without[name];
-    let same_front = stored.iter().zip(shorter).take_while(|(a, b)| a == b).count();
+    let same_front = stored
+        .iter()
+        .zip(shorter)
+        .take_while(|(a, b)| a == b)
+        .count();
     let gone = stored.len() - shorter.len();
     assert_eq!(stored[same_front + gone..], shorter[same_front..]);
 }
@@ -211,7 +239,10 @@ fn a_key_that_comes_twice_is_kept_as_it_came_last() {
 }
 
 /// Bytes of chunks of these streams that the others have not, and all bytes.
-fn new_bytes(streams: &BTreeMap<String, Vec<u8>>, parent: &BTreeMap<String, Vec<u8>>) -> (usize, usize) {
+fn new_bytes(
+    streams: &BTreeMap<String, Vec<u8>>,
+    parent: &BTreeMap<String, Vec<u8>>,
+) -> (usize, usize) {
     let chunks = |stored: &BTreeMap<String, Vec<u8>>| -> Vec<Vec<u8>> {
         stored
             .values()
@@ -234,12 +265,24 @@ fn new_bytes(streams: &BTreeMap<String, Vec<u8>>, parent: &BTreeMap<String, Vec<
 fn a_restart_of_the_server_stores_nearly_nothing_anew() {
     let mut server = server();
     let mut connection = connect(&server);
-    cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg("allkeys-lru").exec(&mut connection).unwrap();
+    cmd("CONFIG")
+        .arg("SET")
+        .arg("maxmemory-policy")
+        .arg("allkeys-lru")
+        .exec(&mut connection)
+        .unwrap();
     let mut pipe = pipe();
     for at in 0..20_000 {
-        pipe.cmd("SET").arg(format!("string/{at}")).arg(format!("{at} {:0>200}", at * 7919));
-        pipe.cmd("HSET").arg(format!("hash/{}", at / 1000)).arg(at).arg(format!("{:0>100}", at * 31));
-        pipe.cmd("SADD").arg("one large set").arg(format!("{at:0>120}"));
+        pipe.cmd("SET")
+            .arg(format!("string/{at}"))
+            .arg(format!("{at} {:0>200}", at * 7919));
+        pipe.cmd("HSET")
+            .arg(format!("hash/{}", at / 1000))
+            .arg(at)
+            .arg(format!("{:0>100}", at * 31));
+        pipe.cmd("SADD")
+            .arg("one large set")
+            .arg(format!("{at:0>120}"));
     }
     pipe.exec(&mut connection).unwrap();
     let first_rdb = save(&server);
@@ -247,7 +290,12 @@ fn a_restart_of_the_server_stores_nearly_nothing_anew() {
     let expected = of_server(&url);
     server.stop().unwrap();
     server.start_again().unwrap();
-    cmd("CONFIG").arg("SET").arg("maxmemory-policy").arg("allkeys-lfu").exec(&mut connect(&server)).unwrap();
+    cmd("CONFIG")
+        .arg("SET")
+        .arg("maxmemory-policy")
+        .arg("allkeys-lfu")
+        .exec(&mut connect(&server))
+        .unwrap();
     let second_rdb = save(&server);
     assert_same(&of_server(&url), &expected);
 
@@ -256,9 +304,12 @@ fn a_restart_of_the_server_stores_nearly_nothing_anew() {
     // The RDBs themselves would be stored anew: the test says something.
     let rdb = |bytes: &[u8]| [("rdb".to_owned(), bytes.to_vec())].into_iter().collect();
     let (new, all) = new_bytes(&rdb(&second_rdb), &rdb(&first_rdb));
-    assert!(new * 10 > all * 9, "{new} of {all} bytes of the RDB are new");
+    assert!(
+        new * 10 > all * 9,
+        "{new} of {all} bytes of the RDB are new"
+    );
 
-    // One key of a hundred changes.
+    // Two keys change.
     let mut pipe = redis::pipe();
     for at in (0..20_000).step_by(10_000) {
         pipe.cmd("APPEND").arg(format!("string/{at}")).arg("!");
@@ -328,8 +379,15 @@ fn rule_28_every_single_difference_counts() {
     let zset = head(0, b"k", None, Kind::SortedSet);
     let hash = head(0, b"k", None, Kind::Hash);
     let stream = head(0, b"k", None, Kind::Stream);
-    let scored = |score| Element::Scored { member: b"m", score };
-    let field = |field, value, expiry| Element::Field { field, value, expiry };
+    let scored = |score| Element::Scored {
+        member: b"m",
+        score,
+    };
+    let field = |field, value, expiry| Element::Field {
+        field,
+        value,
+        expiry,
+    };
     let facts = |last, deleted, entries_added| Element::StreamFacts {
         last_id: id(last, 1),
         max_deleted_id: id(deleted, 0),
@@ -353,8 +411,14 @@ fn rule_28_every_single_difference_counts() {
         delivered,
         deliveries,
     };
-    let (ab, ba) = ([b"a".to_vec(), b"b".to_vec()], [b"b".to_vec(), b"a".to_vec()]);
-    let entry = |fields| Element::Entry { id: id(1, 1), fields };
+    let (ab, ba) = (
+        [b"a".to_vec(), b"b".to_vec()],
+        [b"b".to_vec(), b"a".to_vec()],
+    );
+    let entry = |fields| Element::Entry {
+        id: id(1, 1),
+        fields,
+    };
     let rows = [
         row(head(0, b"k", None, Kind::String), &[]),
         row(head(1, b"k", None, Kind::String), &[]),
@@ -363,11 +427,17 @@ fn rule_28_every_single_difference_counts() {
         row(head(0, b"k", Some(1), Kind::String), &[]),
         row(head(0, b"k", None, Kind::Module(1)), &[]),
         row(head(0, b"k", None, Kind::Module(2)), &[]),
-        row(head(0, b"k", None, Kind::String), &[Element::StringPiece(b"\0")]),
+        row(
+            head(0, b"k", None, Kind::String),
+            &[Element::StringPiece(b"\0")],
+        ),
         row(list, &[Element::Item(b"ab")]),
         row(list, &[Element::Item(b"a"), Element::Item(b"b")]),
         row(list, &[Element::Item(b"b"), Element::Item(b"a")]),
-        row(list, &[Element::Item(b"a"), Element::Item(b"b"), Element::Item(b"")]),
+        row(
+            list,
+            &[Element::Item(b"a"), Element::Item(b"b"), Element::Item(b"")],
+        ),
         row(set, &[Element::Member(b"a"), Element::Member(b"b")]),
         row(set, &[Element::Member(b"a")]),
         row(zset, &[scored(0.0)]),
@@ -393,11 +463,36 @@ fn rule_28_every_single_difference_counts() {
         row(stream, &[facts(1, 0, 1), group(b"g", None), pending(1, 1)]),
         row(stream, &[facts(1, 0, 1), group(b"g", None), pending(2, 1)]),
         row(stream, &[facts(1, 0, 1), group(b"g", None), pending(1, 2)]),
-        row(stream, &[facts(1, 0, 1), group(b"g", None), consumer(b"c", 1)]),
-        row(stream, &[facts(1, 0, 1), group(b"g", None), consumer(b"d", 1)]),
-        row(stream, &[facts(1, 0, 1), group(b"g", None), consumer(b"c", 2)]),
-        row(stream, &[facts(1, 0, 1), group(b"g", None), consumer(b"c", 1), Element::ConsumerPending(id(1, 1))]),
-        row(stream, &[facts(1, 0, 1), group(b"g", None), consumer(b"c", 1), Element::ConsumerPending(id(1, 2))]),
+        row(
+            stream,
+            &[facts(1, 0, 1), group(b"g", None), consumer(b"c", 1)],
+        ),
+        row(
+            stream,
+            &[facts(1, 0, 1), group(b"g", None), consumer(b"d", 1)],
+        ),
+        row(
+            stream,
+            &[facts(1, 0, 1), group(b"g", None), consumer(b"c", 2)],
+        ),
+        row(
+            stream,
+            &[
+                facts(1, 0, 1),
+                group(b"g", None),
+                consumer(b"c", 1),
+                Element::ConsumerPending(id(1, 1)),
+            ],
+        ),
+        row(
+            stream,
+            &[
+                facts(1, 0, 1),
+                group(b"g", None),
+                consumer(b"c", 1),
+                Element::ConsumerPending(id(1, 2)),
+            ],
+        ),
     ];
     assert_eq!(rows.iter().collect::<HashSet<_>>().len(), rows.len());
 
@@ -406,8 +501,14 @@ fn rule_28_every_single_difference_counts() {
     assert_eq!(rows[23], row(hash, &backwards));
     let string = head(0, b"k", None, Kind::String);
     assert_eq!(
-        row(string, &[Element::StringPiece(b"a"), Element::StringPiece(b"b")]),
-        row(string, &[Element::StringPiece(b"ab"), Element::StringPiece(b"")]),
+        row(
+            string,
+            &[Element::StringPiece(b"a"), Element::StringPiece(b"b")]
+        ),
+        row(
+            string,
+            &[Element::StringPiece(b"ab"), Element::StringPiece(b"")]
+        ),
     );
 }
 
@@ -458,4 +559,146 @@ proptest! {
         stored[at] = byte;
         let _any_result = read(&stored);
     }
+}
+
+/// The peak of this process' memory since the last reset, in bytes.
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM:"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        << 10
+}
+
+/// Writes an RDB of about this many bytes to a file: small keys, and large values of all kinds.
+fn large_rdb(bytes: usize, path: &std::path::Path) {
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = crate::rdb::Writer::new(file, 10).unwrap();
+    let mut write = |name: String, kind, size: Size, element: &mut dyn FnMut(u64) -> Owned| {
+        let head = KeyHead {
+            database: 0,
+            key: name.as_bytes(),
+            expiry: None,
+            kind,
+        };
+        writer.begin(&head, &size).unwrap();
+        for at in 0..size.elements.max(1) {
+            writer.element(&element(at).element(kind)).unwrap();
+        }
+        writer.end().unwrap();
+    };
+    let random = |at: u64| {
+        blake3::hash(&at.to_le_bytes())
+            .to_hex()
+            .to_string()
+            .into_bytes()
+    };
+    for at in 0..bytes as u64 / 2 / 100 {
+        let size = Size {
+            bytes: 64,
+            ..Size::default()
+        };
+        write(format!("key:{at:020}"), Kind::String, size, &mut |_| {
+            Owned::Bytes(random(at))
+        });
+    }
+    let elements = bytes as u64 / 8 / 70;
+    let size = Size {
+        elements,
+        ..Size::default()
+    };
+    write("list".to_owned(), Kind::List, size, &mut |at| {
+        Owned::Bytes(random(at))
+    });
+    write("set".to_owned(), Kind::Set, size, &mut |at| {
+        Owned::Bytes(random(at))
+    });
+    write("zset".to_owned(), Kind::SortedSet, size, &mut |at| {
+        Owned::Scored(random(at), at)
+    });
+    let size = Size {
+        bytes: bytes as u64 / 8,
+        ..Size::default()
+    };
+    let string = Owned::Bytes(random(0).into_iter().cycle().take(bytes / 8).collect());
+    write("string".to_owned(), Kind::String, size, &mut |_| {
+        string.clone()
+    });
+    writer.finish().unwrap();
+}
+
+/// Memory does not grow with the data. By hand, in a process of its own, for a gigabyte:
+/// `FETTLER_TEST_RDB_BYTES=1000000000 cargo test --release … memory_is_bounded -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures the whole process: to be run alone"]
+fn memory_is_bounded() {
+    let bytes =
+        std::env::var("FETTLER_TEST_RDB_BYTES").map_or(200_000_000, |bytes| bytes.parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.rdb");
+    large_rdb(bytes, &path);
+    // What was needed to make it does not count.
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let begun = std::time::Instant::now();
+    let mut spool = Spool::new(folder.path(), &[9; 32]);
+    let mut hasher = KeyHasher::new(RowHasher::new(&[7; 32]));
+    let mut rows = Fingerprint::empty();
+    let summary = Reader::new(std::fs::File::open(&path).unwrap())
+        .read(&mut |event| {
+            match event {
+                Event::Begin(head) => {
+                    hasher.begin(&head);
+                    spool.begin(&head).unwrap();
+                }
+                Event::Element(element) => {
+                    hasher.element(&element);
+                    spool.element(&element).unwrap();
+                }
+                Event::End => {
+                    hasher.end(&mut rows);
+                    spool.end().unwrap();
+                }
+                _ => {}
+            }
+            Ok::<_, RdbError>(())
+        })
+        .unwrap();
+    let read = begun.elapsed();
+    let mut ordered = spool.finish();
+    let (mut keys, mut again) = (0, Fingerprint::empty());
+    for number in ordered.numbers() {
+        let mut reader = RecordReader::new();
+        ordered
+            .read(number, &mut |piece: Bytes| {
+                reader
+                    .feed(&piece, &mut |event| {
+                        match event {
+                            RecordEvent::Begin(head, _) => hasher.begin(&head),
+                            RecordEvent::Element(element) => hasher.element(&element),
+                            RecordEvent::End => hasher.end(&mut again),
+                        }
+                        Ok::<_, StoredError>(())
+                    })
+                    .unwrap();
+                Ok::<_, SpoolError>(())
+            })
+            .unwrap();
+        keys += reader.finish().unwrap();
+    }
+    assert_eq!(keys, summary.keys);
+    assert_eq!(again, rows);
+    let peak = peak_bytes();
+    println!(
+        "{} bytes: read and spread in {read:?}, ordered in {:?}, peak {} MiB",
+        summary.bytes,
+        begun.elapsed() - read,
+        peak >> 20
+    );
+    assert!(peak < 160 << 20, "{peak} bytes of memory");
 }
