@@ -180,8 +180,11 @@ impl KeyHasher {
     /// Ends the key and adds its row to the fingerprint of its database and kind.
     pub(crate) fn end(&mut self, to: &mut Fingerprint) {
         let mut row = std::mem::replace(&mut self.row, self.rows.begin());
-        // Always 85 characters, so that what stands before is always told apart from it.
-        row.update(format!("{:>85}", self.unordered.to_string()).as_bytes());
+        // Whether there is a sum is a matter of the kind. It always has 85 characters, so that what stands before is always
+        // told apart from it.
+        if self.unordered.rows > 0 {
+            row.update(format!("{:>85}", self.unordered.to_string()).as_bytes());
+        }
         row.add(to);
     }
 }

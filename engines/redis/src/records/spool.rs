@@ -69,6 +69,8 @@ pub(crate) struct Spool {
     keys: Partitions,
     large: Appended,
     current: Option<Current>,
+    /// Room for what is kept of a key.
+    entry: Vec<u8>,
 }
 
 impl std::fmt::Debug for Spool {
@@ -146,6 +148,7 @@ impl Spool {
             keys: Partitions::new(folder),
             large: Appended::default(),
             current: None,
+            entry: Vec::new(),
         }
     }
 
@@ -228,7 +231,9 @@ impl Spool {
             expiry: current.expiry,
             kind: current.kind,
         };
-        let mut entry = Vec::with_capacity(64 + current.key.len() + current.elements.len());
+        let mut entry = std::mem::take(&mut self.entry);
+        entry.clear();
+        entry.shrink_to(2 * LARGE_BYTES);
         match &mut current.beyond {
             Beyond::Nothing => {
                 entry.push(SMALL);
@@ -253,7 +258,8 @@ impl Spool {
         }
         let hash = hash(&self.order, [&current.database.to_le_bytes(), &current.key]);
         current.beyond = Beyond::Nothing;
-        self.keys.push(hash, &entry)
+        self.entry = entry;
+        self.keys.push(hash, &self.entry)
     }
 
     /// All keys are there.

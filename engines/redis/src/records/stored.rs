@@ -65,12 +65,17 @@ fn put_id(id: StreamId, to: &mut Vec<u8>) {
 /// Adds a frame that `fill` fills.
 fn put_frame(to: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
     let begin = to.len();
+    // Room for the length of most frames.
+    to.push(0);
     fill(to);
-    let length = to.len() - begin;
-    // Most frames are short: their length, one byte, is put before them once it is known.
+    let length = to.len() - begin - 1;
+    if length < 0x80 {
+        to[begin] = length as u8;
+        return;
+    }
     let mut head = Vec::with_capacity(number_bytes(length as u64));
     put_number(length as u64, &mut head);
-    to.splice(begin..begin, head);
+    to.splice(begin..=begin, head);
 }
 
 /// Adds the head of a record.
