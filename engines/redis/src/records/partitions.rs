@@ -85,8 +85,11 @@ impl Partitions {
         bucket
             .buffer
             .extend_from_slice(&(entry.len() as u64).to_le_bytes());
-        bucket.buffer.extend_from_slice(entry);
-        if bucket.buffer.len() >= BUFFER_BYTES {
+        let is_long = entry.len() >= BUFFER_BYTES;
+        if !is_long {
+            bucket.buffer.extend_from_slice(entry);
+        }
+        if is_long || bucket.buffer.len() >= BUFFER_BYTES {
             let file = match &mut bucket.file {
                 Some(file) => file,
                 none => none.insert(tempfile::tempfile_in(&self.folder)?),
@@ -94,7 +97,10 @@ impl Partitions {
             file.write_all(&bucket.buffer)?;
             bucket.file_bytes += bucket.buffer.len() as u64;
             bucket.buffer.clear();
-            bucket.buffer.shrink_to(2 * BUFFER_BYTES);
+            if is_long {
+                file.write_all(entry)?;
+                bucket.file_bytes += entry.len() as u64;
+            }
         }
         Ok(())
     }

@@ -324,12 +324,14 @@ fn put_in_order(parts: &mut Partitions, large: &mut Appended, folder: &Path) -> 
     let mut buffer = Vec::new();
     for bucket in 0..BUCKETS {
         parts.drain(bucket, Ord::cmp, &mut |element, _| {
-            buffer.extend_from_slice(element);
-            if buffer.len() >= PIECE_BYTES {
+            if buffer.len() + element.len() > PIECE_BYTES {
                 large.append(&buffer, folder)?;
                 buffer.clear();
-                buffer.shrink_to(2 * PIECE_BYTES);
             }
+            if element.len() > PIECE_BYTES {
+                return large.append(element, folder);
+            }
+            buffer.extend_from_slice(element);
             Ok::<_, io::Error>(())
         })?;
     }

@@ -141,6 +141,18 @@ fn made(count: usize, large_bytes: usize) -> Keys {
             .map(|at| bytes(format!("member {at:032}")))
             .collect(),
     );
+    let long = |at: u8, count| Owned::Bytes(vec![at; count]);
+    add(
+        "long members".to_owned(),
+        Kind::Set,
+        vec![
+            long(1, 2 << 20),
+            long(2, 400_000),
+            long(3, 9),
+            long(4, 140_000),
+            long(5, 0),
+        ],
+    );
     add(
         "large string".to_owned(),
         Kind::String,
