@@ -75,7 +75,11 @@ pub(crate) async fn facts(
     };
     let mut found = Found::new();
     for database in databases {
-        found.insert(database, reader.read(database).await?);
+        let read = reader.read(database).await?;
+        // The mark alone makes no database of the copy's.
+        if !read.kinds.is_empty() || data.databases.contains(&database) {
+            found.insert(database, read);
+        }
     }
     let mut objects = found::objects(&found);
     objects.push(found::functions(&context.fingerprint_key, &functions));

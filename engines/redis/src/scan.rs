@@ -24,6 +24,9 @@ const KEYS_A_SCAN: usize = 512;
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 /// Keys of a batch where the server does not tell how large values are.
 const KEYS_OF_UNKNOWN_SIZE: usize = 16;
+/// The first version that tells the moment at which a key expires; before, it is computed from the time that is left, and
+/// may be a millisecond or two off.
+const EXACT_EXPIRY: (u32, u32) = (7, 0);
 /// Keys that wait to be collected.
 const KEYS_AHEAD: usize = 64;
 
@@ -132,6 +135,7 @@ async fn scan_all(
     send: mpsc::Sender<Read>,
 ) -> Result<BTreeMap<u32, u64>, EngineError> {
     let mut left_out = BTreeMap::new();
+    let is_exact = info.version() >= EXACT_EXPIRY;
     for database in info.keys().into_keys() {
         if !selection.may_have(database) {
             continue;
@@ -162,7 +166,7 @@ async fn scan_all(
                 }
             }
             for batch in batches(session, wanted).await? {
-                if !send_batch(context, session, database, batch, &send).await? {
+                if !send_batch(context, session, database, batch, is_exact, &send).await? {
                     return Ok(left_out);
                 }
             }
@@ -211,13 +215,16 @@ async fn send_batch(
     session: &mut Session,
     database: u32,
     keys: Vec<Vec<u8>>,
+    is_exact: bool,
     send: &mpsc::Sender<Read>,
 ) -> Result<bool, EngineError> {
     let mut commands = pipe();
     commands.cmd("TIME");
     for key in &keys {
         commands.cmd("DUMP").arg(key);
-        commands.cmd("PTTL").arg(key);
+        commands
+            .cmd(if is_exact { "PEXPIRETIME" } else { "PTTL" })
+            .arg(key);
     }
     let mut answers = session.ask_all(&commands).await?.into_iter();
     let server = session.server().to_owned();
@@ -232,12 +239,12 @@ async fn send_batch(
         transient: false,
     })?;
     for key in keys {
-        let (payload, left) = (next()?, next()?);
+        let (payload, expiry) = (next()?, next()?);
         // A key that is gone by now was there at no moment that matters.
-        let (Value::BulkString(payload), Value::Int(left)) = (payload, left) else {
+        let (Value::BulkString(payload), Value::Int(expiry)) = (payload, expiry) else {
             continue;
         };
-        if left == -2 {
+        if expiry == -2 {
             continue;
         }
         context.progress.add(payload.len() as u64, 0);
@@ -245,7 +252,13 @@ async fn send_batch(
         let read = Read {
             database,
             key,
-            expiry: (left >= 0).then(|| now.saturating_add(left)),
+            expiry: (expiry >= 0).then(|| {
+                if is_exact {
+                    expiry
+                } else {
+                    now.saturating_add(expiry)
+                }
+            }),
             payload,
         };
         if send.send(read).await.is_err() {
