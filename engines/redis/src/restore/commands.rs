@@ -173,11 +173,11 @@ impl Commands {
     }
 
     /// Takes what comes next.
-    pub(super) fn take(&mut self, plan: &Plan, event: RecordEvent<'_>) {
+    pub(super) fn take(&mut self, plan: &Plan, event: &RecordEvent<'_>) {
         match event {
-            RecordEvent::Begin(head, size) => self.begin(plan, &head, &size),
-            RecordEvent::Element(element) => self.element(plan, element),
-            RecordEvent::End => self.end(plan),
+            RecordEvent::Begin(head, size) => self.begin(plan, head, size),
+            RecordEvent::Element(element) => self.element(plan, *element),
+            RecordEvent::End => self.end(),
         }
     }
 
@@ -328,7 +328,7 @@ impl Commands {
             }));
     }
 
-    fn end(&mut self, _plan: &Plan) {
+    fn end(&mut self) {
         self.plan_part();
         match std::mem::replace(&mut self.building, Building::Skipped) {
             Building::Skipped => return,

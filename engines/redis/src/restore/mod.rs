@@ -37,7 +37,7 @@ use commands::{Outcome, Plan};
 /// as it is.
 pub(crate) const EXPIRY_SHIFT_MILLISECONDS: i64 = 1 << 50;
 /// What the names of the streams of keys begin with.
-const KEY_STREAMS: &str = "keys/";
+pub(crate) const KEY_STREAMS: &str = "keys/";
 
 /// A moment of expiry as it is in a sandbox.
 pub(crate) fn put_off(moment: i64) -> i64 {

@@ -41,7 +41,7 @@ pub(super) async fn stream(
         for fed in piece.chunks(FEED_BYTES) {
             reader
                 .feed(fed, &mut |event| {
-                    commands.take(&plan, event);
+                    commands.take(&plan, &event);
                     Ok(())
                 })
                 .map_err(unusable)?;

@@ -8,6 +8,7 @@ mod incremental;
 mod login;
 mod part;
 mod proof;
+mod rdb_file;
 mod refusals;
 mod resume;
 mod sandbox;

@@ -53,10 +53,13 @@ async fn one_database_one_pattern_functions_and_users_come_back_alone() {
         .await
         .unwrap();
     assert_eq!(keys_in(&mut reader, 4), 2);
-    assert!(matches!(
-        cmd("FCALL").arg("total").arg(0).query::<i64>(&mut reader),
-        Err(_)
-    ));
+    assert!(
+        cmd("FCALL")
+            .arg("total")
+            .arg(0)
+            .query::<i64>(&mut reader)
+            .is_err()
+    );
     try_restore(&backup, &report, &copy.url(), &only(&["functions"]))
         .await
         .unwrap();
