@@ -111,7 +111,6 @@ impl Collector {
     /// Takes what comes next.
     pub(crate) fn take(&mut self, event: &Event<'_>) -> Result<(), CollectError> {
         match event {
-            Event::Aux { .. } => {}
             Event::Database(number) => self.database = *number,
             Event::SizeHint { keys, .. } => {
                 if self.selection.may_have(self.database) {

@@ -319,7 +319,8 @@ pub(crate) async fn end_predecessors(
 pub(crate) struct Info(HashMap<String, String>);
 
 impl Info {
-    fn read(text: &str) -> Self {
+    /// Reads what `INFO` answered.
+    pub(crate) fn read(text: &str) -> Self {
         Self(
             text.lines()
                 .filter_map(|line| line.split_once(':'))

@@ -3,7 +3,7 @@
 //! The parts, in the order of a backup's life: [`params`], [`tls`] and [`connect`] reach a server, [`identify`] asks who is
 //! there and what is allowed, [`replica`] receives an RDB as a replica does (or [`scan`] reads key by key), [`rdb`]
 //! understands it, [`collect`] turns keys into fingerprints and into [`records`] in the order of the backup, [`restore`]
-//! puts them back, [`sandbox`] makes a server for a proof, and [`facts`] reads a copy for comparison.
+//! puts them back ([`extract`] into a file), [`sandbox`] makes a server for a proof, and [`facts`] reads a copy for comparison.
 //!
 //! **Why not the RDB itself?** A server writes its keys in the order of a hash table whose seed is new at each start, and one
 //! value in many encodings. Stored as it is, nothing of yesterday's backup would be found again after a restart. Keys are
@@ -16,6 +16,7 @@ mod backup;
 mod collect;
 mod connect;
 mod error;
+mod extract;
 mod facts;
 mod found;
 mod identify;
@@ -37,6 +38,8 @@ use fettler_engine::{
     StreamSource, Target,
 };
 use fettler_model::{Engine, ObjectFacts, ServerLoad};
+
+pub use extract::write_rdb;
 
 /// The engine for Redis 5 and later and for Valkey.
 #[derive(Clone, Copy, Debug, Default)]

@@ -19,7 +19,9 @@ pub(crate) mod tests;
 
 pub(crate) use encode::needed_version;
 pub(crate) use error::RdbError;
-pub(crate) use reader::{Event, RdbSummary, Reader, read_payload};
+#[cfg(test)]
+pub(crate) use reader::RdbSummary;
+pub(crate) use reader::{Event, Reader, read_payload};
 pub(crate) use writer::{Payload, Writer};
 
 /// The newest version of the format that is understood: that of Redis 7.4.

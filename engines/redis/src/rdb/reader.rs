@@ -13,30 +13,19 @@ use crate::records::{Element, KeyHead, Kind};
 /// What an RDB holds, in its order.
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
-    /// A fact of the server that wrote it, such as `redis-ver`, `repl-stream-db`, `repl-id`, `repl-offset`.
-    Aux {
-        /// Its name.
-        name: &'a [u8],
-        /// Its value.
-        value: &'a [u8],
-    },
     /// The keys that follow are of this database.
     Database(u32),
-    /// How many keys the database has, and how many of them expire.
+    /// How many keys the database has.
     SizeHint {
         /// Keys.
         keys: u64,
-        /// Keys that expire.
-        expiring: u64,
     },
     /// The code of a library of functions, as `FUNCTION LOAD` takes it.
     Function(&'a [u8]),
-    /// What a module keeps beside keys.
+    /// A module keeps something beside keys.
     ModuleAux {
         /// The id of the module's type.
         module: u64,
-        /// All of it: its bytes in the file after the opcode, the id included.
-        payload: &'a [u8],
     },
     /// A key begins.
     Begin(KeyHead<'a>),
@@ -98,10 +87,12 @@ impl<R: Read> Reader<R> {
                     database = self.input.database()?;
                     on(Event::Database(database))?;
                 }
-                opcode::RESIZE => on(Event::SizeHint {
-                    keys: self.input.length()?,
-                    expiring: self.input.length()?,
-                })?,
+                opcode::RESIZE => {
+                    let keys = self.input.length()?;
+                    // Of these, so many expire.
+                    self.input.length()?;
+                    on(Event::SizeHint { keys })?;
+                }
                 opcode::SLOT_INFO => {
                     // A slot, its keys, and those that expire.
                     for _ in 0..3 {
@@ -109,12 +100,9 @@ impl<R: Read> Reader<R> {
                     }
                 }
                 opcode::AUX => {
-                    self.input.string(&mut key)?;
+                    // The name of a fact of the server that wrote this, and the fact.
                     self.input.string(&mut text)?;
-                    on(Event::Aux {
-                        name: &key,
-                        value: &text,
-                    })?;
+                    self.input.string(&mut text)?;
                 }
                 opcode::EXPIRY_SECONDS => {
                     let seconds = i32::from_le_bytes(self.input.array()?);
@@ -197,7 +185,6 @@ impl<R: Read> Reader<R> {
         &mut self,
         on: &mut impl FnMut(Event<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.input.begin_copy();
         let module = self.input.length()?;
         let (when, _when) = (self.input.length()?, self.input.length()?);
         if when != module_opcode::UNSIGNED {
@@ -206,15 +193,8 @@ impl<R: Read> Reader<R> {
                 .malformed("a module's data do not say when they are to be loaded")
                 .into());
         }
-        let mut payload = Vec::new();
-        value::module_parts(&mut self.input, &mut |piece| {
-            payload.extend_from_slice(piece);
-            Ok::<_, E>(())
-        })?;
-        on(Event::ModuleAux {
-            module,
-            payload: &payload,
-        })
+        value::module_parts(&mut self.input, &mut |_| Ok::<_, E>(()))?;
+        on(Event::ModuleAux { module })
     }
 
     /// A key and its value, whose encoding was read.

@@ -114,13 +114,6 @@ impl<W: Write> Writer<W> {
         self.write_out_if_full()
     }
 
-    /// Adds what a module keeps beside keys, as [`Event::ModuleAux`](super::Event::ModuleAux) gave it.
-    pub(crate) fn module_aux(&mut self, payload: &[u8]) -> io::Result<()> {
-        self.buffer.push(opcode::MODULE_AUX);
-        self.buffer.extend_from_slice(payload);
-        self.write_out_if_full()
-    }
-
     /// Begins a key. Databases may come in any order, and often.
     pub(crate) fn begin(&mut self, head: &KeyHead<'_>, size: &Size) -> io::Result<()> {
         if self.database != Some(head.database) {

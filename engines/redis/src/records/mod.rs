@@ -12,8 +12,8 @@ mod spool;
 mod stored;
 
 pub(crate) use key_hash::KeyHasher;
-pub(crate) use model::{Element, KeyHead, Kind, Size, StreamId, module_name};
-pub(crate) use spool::{OrderedStreams, STREAMS, Spool, SpoolError, StreamTotals, stream_name};
+pub(crate) use model::{Element, KeyHead, Kind, Size, StreamId};
+pub(crate) use spool::{OrderedStreams, Spool, SpoolError, StreamTotals, stream_name};
 pub(crate) use stored::{RecordEvent, RecordReader, StoredError};
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ impl Kind {
 
 /// The name of a module's type: the upper 54 bits of its id hold nine letters of six bits each, the lower ten
 /// the version of the type's encoding.
-pub(crate) fn module_name(id: u64) -> String {
+fn module_name(id: u64) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     (0..9)
         .map(|at| char::from(LETTERS[((id >> (58 - 6 * at)) & 63) as usize]))

@@ -16,9 +16,6 @@ use super::{
     stored::{HEADER, head_of, put_element, put_end, put_head},
 };
 
-/// How many streams the keys are spread over, by a keyed hash of database and key alone.
-pub(crate) const STREAMS: u8 = BUCKETS as u8;
-
 /// Values above this many bytes lie in a file before they are given back, and are not sorted with the others.
 const LARGE_BYTES: usize = 1 << 20;
 
@@ -35,7 +32,8 @@ const LARGE: u8 = 1;
 /// Bytes of an entry before the head of its key, where its value lies elsewhere: [`LARGE`] and where.
 const PLACE_BYTES: usize = 17;
 
-/// The name of a stream of keys: `keys/00` to `keys/63`.
+/// The name of a stream of keys: `keys/00` to `keys/63`. Which of them a key belongs to depends on a keyed hash of database
+/// and key alone.
 pub(crate) fn stream_name(stream: u8) -> String {
     format!("keys/{stream:02}")
 }

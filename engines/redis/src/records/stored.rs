@@ -433,7 +433,7 @@ pub(crate) struct StoredError {
 }
 
 /// What a stream of stored records holds, in order.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum RecordEvent<'a> {
     /// A key begins.
     Begin(KeyHead<'a>, Size),

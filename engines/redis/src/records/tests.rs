@@ -10,7 +10,7 @@ use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use redis::{cmd, pipe};
 
 use super::{
-    Element, KeyHasher, KeyHead, Kind, RecordEvent, RecordReader, STREAMS, Size, Spool, SpoolError,
+    Element, KeyHasher, KeyHead, Kind, RecordEvent, RecordReader, Size, Spool, SpoolError,
     StoredError, StreamId,
     owned::{Keys, Owned, OwnedKey, of_rdb, of_server, of_stored},
     stream_name,
@@ -50,7 +50,7 @@ fn streams(spool: Spool) -> BTreeMap<String, Vec<u8>> {
     let mut ordered = spool.finish();
     let mut streams = BTreeMap::new();
     for number in ordered.numbers() {
-        assert!(number < STREAMS);
+        assert!(number < 64);
         let mut bytes = Vec::new();
         let totals = ordered
             .read(number, &mut |piece: Bytes| {
