@@ -2,12 +2,15 @@
 
 use std::{path::Path, process::Command};
 
-use fettler_engine::{DatabaseEngine as _, EngineError, PreflightLevel};
+use fettler_engine::{DatabaseEngine as _, EngineError, PreflightLevel, RestoreOptions};
 use fettler_model::Problem;
 use fettler_test_servers::{RedisServer, free_port};
 use redis::cmd;
 
-use crate::common::{ENGINE, back_up, client, fill, options, prove, run, server, target};
+use crate::common::{
+    ENGINE, back_up, client, facts, fill, mismatches, options, prove, run, server, target,
+    try_restore,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p9_a_wrong_password_and_none_are_login_refused_and_no_error_repeats_it() {
@@ -215,4 +218,44 @@ async fn a_preflight_says_what_is_allowed() {
     let (backup, report) = back_up(&user("fettler")).await;
     assert_eq!(report.warnings, []);
     assert_eq!(prove(&backup, &report).await, Vec::<String>::new());
+}
+
+/// The rights that the documentation names are enough: to read one by one, and to restore.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_rights_are_enough() {
+    const BOTH: &str = "SETUSER fettler on >pass1 allkeys +ping +info +select +time +client|setname +client|list +client|kill +config|get +function|list +acl|list";
+    let set = |server: &RedisServer, more: &str| {
+        let words = format!("{BOTH} {more}");
+        cmd("ACL")
+            .arg(words.split(' ').collect::<Vec<_>>())
+            .exec(&mut client(&server.url()))
+            .unwrap();
+        format!("redis://fettler:pass1@127.0.0.1:{}", server.port())
+    };
+    let (source, copy) = (server(), server());
+    fill(&mut client(&source.url()));
+    let reader = set(
+        &source,
+        "+scan +dump +pttl +pexpiretime +memory|usage +dbsize",
+    );
+    let (backup, report) = back_up(&reader).await;
+    assert_eq!(report.position["method"], "scan");
+    let writer = set(
+        &copy,
+        "+restore +flushdb +dbsize +scan +unlink +rename +append +rpush +sadd +zadd +hset +pexpireat +exists +function|load",
+    );
+    for overwrite in [false, true] {
+        let options = RestoreOptions {
+            overwrite,
+            ..RestoreOptions::default()
+        };
+        let restored = try_restore(&backup, &report, &writer, &options)
+            .await
+            .unwrap();
+        assert_eq!(restored.failed_statements, Vec::<String>::new());
+    }
+    assert_eq!(
+        mismatches(&report.objects, &facts(&report, &copy.url()).await),
+        Vec::<String>::new()
+    );
 }
