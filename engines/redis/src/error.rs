@@ -67,7 +67,7 @@ impl Refusal {
                 "cluster",
                 "Redis Cluster is not supported yet: name a server that runs alone or with replicas",
             ),
-            "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" => EngineError::Busy {
+            "LOADING" | "BUSY" | "MASTERDOWN" | "NOMASTERLINK" | "TRYAGAIN" => EngineError::Busy {
                 what,
                 wait: BUSY_WAIT,
             },

@@ -1,7 +1,8 @@
 //! A place for a proof: a server process of our own, or a server that was named and is empty.
 //!
 //! **Private.** `redis-server` on a socket in a folder that only its user may enter: no port, no persistence, no limit of
-//! memory. It ends when this process ends, however that happens: it is started by a shell that waits for the end of a pipe
+//! memory; as a user without rights on this machine where this process has the right to choose one (rule 31: libraries of
+//! functions are code of the backup's). It ends when this process ends, however that happens: it is started by a shell that waits for the end of a pipe
 //! whose other end is here. Its folder and, once it runs, its process are in its record.
 //!
 //! **Named.** A server without a key. A mark in it, a key that is named after the job, says that what it holds is ours; without
@@ -12,7 +13,10 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -149,7 +153,8 @@ async fn open_private(
 ) -> Result<Sandbox, EngineError> {
     let program = find_program()?;
     require_memory(request.estimated_bytes)?;
-    let folder = base_folder(&context.kept)?.join(format!(
+    let user = run_as();
+    let folder = base_folder(&context.kept, user)?.join(format!(
         "{FOLDER_PREFIX}{}-{}",
         &context.attempt.job.uuid().simple().to_string()[20..],
         context.attempt.token
@@ -157,7 +162,7 @@ async fn open_private(
     let name = format!("{} {}", context.attempt, folder.display());
     let artefact = server_artefact(&name, &folder, None);
     context.artefacts.record(&artefact).await?;
-    match start(context, &program, &folder).await {
+    match start(context, &program, &folder, user).await {
         Ok(process) => {
             let artefact = server_artefact(&name, &folder, process);
             context.artefacts.record(&artefact).await?;
@@ -254,18 +259,54 @@ fn require_memory(needed_bytes: u64) -> Result<(), EngineError> {
     }
 }
 
-/// The folder to make the server's folder in: the worker's own where a socket's path still fits, else one for temporary
-/// files.
-fn base_folder(kept: &Path) -> Result<PathBuf, EngineError> {
+/// The user and group without rights that the server runs as; nothing where this process is such a user itself, or the
+/// machine has none.
+fn run_as() -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    ["redis", "nobody"].iter().find_map(|wanted| {
+        let line = users
+            .lines()
+            .find(|line| line.split(':').next() == Some(wanted))?;
+        let mut numbers = line.split(':').skip(2).map(|field| field.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    })
+}
+
+/// Whether a user can pass through a folder and all that are above it.
+fn can_pass(folder: &Path, (user, group): (u32, u32)) -> bool {
+    folder.ancestors().all(|folder| {
+        fs::metadata(folder).is_ok_and(|metadata| {
+            let bit = if metadata.uid() == user {
+                0o100
+            } else if metadata.gid() == group {
+                0o010
+            } else {
+                0o001
+            };
+            metadata.permissions().mode() & bit != 0
+        })
+    })
+}
+
+/// The folder to make the server's folder in: the worker's own where the server's user can get there and a socket's path
+/// still fits, else one for temporary files.
+fn base_folder(kept: &Path, user: Option<(u32, u32)>) -> Result<PathBuf, EngineError> {
     let kept = fs::canonicalize(kept).unwrap_or_else(|_| kept.to_owned());
     // Twelve digits of the job, `-`, sixteen of the token, `/` and the socket.
     let longest = SOCKET_PATH_BYTES - 1 - FOLDER_PREFIX.len() - 12 - 1 - 16 - 1 - SOCKET.len();
     [kept, PathBuf::from("/var/tmp"), std::env::temp_dir()]
         .into_iter()
-        .find(|folder| folder.as_os_str().len() <= longest && folder.is_dir())
+        .find(|folder| {
+            folder.as_os_str().len() <= longest
+                && folder.is_dir()
+                && user.is_none_or(|user| can_pass(folder, user))
+        })
         .ok_or_else(|| EngineError::Missing {
             code: "folder",
-            what: "no folder was found for the sandbox's server whose path is short enough for a socket"
+            what: "no folder was found for the sandbox's server that its user can enter and whose path is short enough for a socket"
                 .to_owned(),
             remedy: "set TMPDIR to such a folder".to_owned(),
         })
@@ -282,10 +323,14 @@ async fn start(
     context: &EngineContext,
     program: &Path,
     folder: &Path,
+    user: Option<(u32, u32)>,
 ) -> Result<Option<(i32, u64)>, EngineError> {
     fs::create_dir(folder).map_err(failed("making", folder))?;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
         .map_err(failed("closing", folder))?;
+    if let Some((user, group)) = user {
+        chown(folder, Some(user), Some(group)).map_err(failed("giving away", folder))?;
+    }
     context.fence.check().await?;
     let mut watchdog = Command::new("/bin/sh");
     watchdog
@@ -313,6 +358,9 @@ async fn start(
         .stderr(Stdio::null())
         // A Ctrl-C at the terminal is for this process alone.
         .process_group(0);
+    if let Some((user, group)) = user {
+        watchdog.uid(user).gid(group);
+    }
     let mut watchdog = watchdog
         .spawn()
         .map_err(failed("starting a server in", folder))?;

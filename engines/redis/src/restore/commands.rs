@@ -114,6 +114,8 @@ pub(super) struct Planned {
     pub(super) doing: String,
     /// About how many bytes it has.
     pub(super) bytes: usize,
+    /// Whether the key is there once this is done.
+    pub(super) completes: bool,
 }
 
 /// A key on its way back.
@@ -325,6 +327,7 @@ impl Commands {
                 database,
                 doing: doing.clone(),
                 bytes,
+                completes: false,
             }));
     }
 
@@ -356,7 +359,9 @@ impl Commands {
                 self.plan(&key, rename, 0);
             }
         }
-        self.outcome.rows += 1;
+        if let Some(last) = self.planned.last_mut() {
+            last.completes = true;
+        }
     }
 
     fn plan(&mut self, key: &Key, command: Cmd, bytes: usize) {
@@ -365,6 +370,7 @@ impl Commands {
             database: key.database,
             doing: key.doing(),
             bytes,
+            completes: false,
         });
     }
 }

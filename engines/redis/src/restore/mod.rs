@@ -118,8 +118,11 @@ pub(crate) async fn restore(
             &selection,
             &databases,
             &server,
-            is_sandbox,
-            options.overwrite,
+            prepare::Allowed {
+                is_sandbox,
+                overwrite: options.overwrite,
+                start_again: options.start_again,
+            },
         )
         .await?;
         checkpoint.prepared = true;
@@ -148,6 +151,9 @@ pub(crate) async fn restore(
     drop(session);
     if !plan.databases.is_empty() {
         outcome.merge(write_streams(context, backup, &params, &plan, checkpoint).await?);
+        if !is_sandbox {
+            prepare::unmark(context, &params, &plan.selection, &plan.databases).await?;
+        }
     }
     if outcome.expired > 0 {
         warnings.push(Warning {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fettler_engine::{BackupReport, EngineContext, EngineError};
+use fettler_engine::{AttemptName, BackupReport, EngineContext, EngineError};
 use fettler_model::Warning;
 use redis::{Value, cmd};
 
@@ -19,6 +19,8 @@ use crate::{
 
 /// Keys looked at in one step when a pattern is looked for.
 const KEYS_A_LOOK: usize = 1000;
+/// The key that says that a database was not restored to its end.
+const MARK: &str = "fettler/restoring";
 /// How to go on where something is in the way.
 const REPLACE_IT: &str = "name another server or another database, or say that what is there may be replaced (`--overwrite`)";
 
@@ -91,16 +93,32 @@ pub(super) async fn now(session: &mut Session) -> Result<i64, EngineError> {
     milliseconds(time).ok_or_else(|| session.unexpected("asking for the time", &"no time"))
 }
 
-/// Refuses what is in the way, or removes it where that was allowed. All is looked at before anything is removed.
+/// What is allowed to a restore that finds something in its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowed {
+    /// The target is a sandbox, and holds its mark.
+    pub(super) is_sandbox: bool,
+    /// What is there may be replaced.
+    pub(super) overwrite: bool,
+    /// What an earlier restore left half-done may be removed.
+    pub(super) start_again: bool,
+}
+
+/// Refuses what is in the way, or removes it where that was allowed. All is looked at before anything is removed. Each
+/// database that is restored as a whole gets a mark, which says until its end that what it holds is half-done.
 pub(super) async fn make_room(
     context: &EngineContext,
     session: &mut Session,
     selection: &Selection,
     databases: &BTreeMap<u32, u32>,
     server: &ServerData,
-    is_sandbox: bool,
-    overwrite: bool,
+    allowed: Allowed,
 ) -> Result<(), EngineError> {
+    let Allowed {
+        is_sandbox,
+        overwrite,
+        start_again,
+    } = allowed;
     let mut to_empty = Vec::new();
     for (from, to) in databases {
         session.select(*to).await?;
@@ -108,8 +126,13 @@ pub(super) async fn make_room(
             let keys: u64 = session.ask(&cmd("DBSIZE"), "counting keys").await?;
             let own = u64::from(is_sandbox && *to == sandbox::MARK_DATABASE);
             if keys > own {
+                let is_half_done = match half_done(session, context).await? {
+                    HalfDone::ByThisJob => true,
+                    HalfDone::ByAnother => start_again,
+                    HalfDone::No => false,
+                };
                 refuse_unless(
-                    overwrite,
+                    overwrite || is_half_done,
                     session,
                     &format!("database {to} holds {keys} keys"),
                 )?;
@@ -153,7 +176,71 @@ pub(super) async fn make_room(
             .ask::<()>(&flush, &format!("emptying database {database}"))
             .await?;
     }
+    if !is_sandbox {
+        for database in whole(selection, databases) {
+            context.fence.check().await?;
+            session.select(database).await?;
+            let mark = cmd("SET")
+                .arg(MARK)
+                .arg(context.attempt.to_string())
+                .to_owned();
+            session
+                .ask::<()>(&mark, "marking a database as half-done")
+                .await?;
+        }
+    }
     session.select(0).await
+}
+
+/// The databases of the target that are restored as a whole.
+fn whole(selection: &Selection, databases: &BTreeMap<u32, u32>) -> Vec<u32> {
+    databases
+        .iter()
+        .filter(|(from, _)| selection.has_all_of(**from))
+        .map(|(_, to)| *to)
+        .collect()
+}
+
+/// Whether a restore left something half-done.
+enum HalfDone {
+    No,
+    ByThisJob,
+    ByAnother,
+}
+
+/// Whether what the session's database holds was left half-done by a restore.
+async fn half_done(
+    session: &mut Session,
+    context: &EngineContext,
+) -> Result<HalfDone, EngineError> {
+    let mark: Option<String> = session
+        .ask(cmd("GET").arg(MARK), "looking for a half-done restore")
+        .await?;
+    Ok(match mark {
+        None => HalfDone::No,
+        Some(by) if by.starts_with(&AttemptName::prefix_of(context.attempt.job)) => {
+            HalfDone::ByThisJob
+        }
+        Some(_) => HalfDone::ByAnother,
+    })
+}
+
+/// Says that nothing is half-done any more.
+pub(super) async fn unmark(
+    context: &EngineContext,
+    params: &Params,
+    selection: &Selection,
+    databases: &BTreeMap<u32, u32>,
+) -> Result<(), EngineError> {
+    let mut session = Session::of_attempt(params, context).await?;
+    for database in whole(selection, databases) {
+        context.fence.check().await?;
+        session.select(database).await?;
+        session
+            .ask::<()>(cmd("UNLINK").arg(MARK), "ending the restore of a database")
+            .await?;
+    }
+    Ok(())
 }
 
 fn refuse_unless(overwrite: bool, session: &Session, what: &str) -> Result<(), EngineError> {

@@ -72,17 +72,16 @@ async fn send(
         {
             if let Some(select) = session.selecting(one.database) {
                 batch.add_command(select);
-                what.push(format!("choosing database {}", one.database));
+                what.push((format!("choosing database {}", one.database), false));
             }
             bytes += one.bytes;
             batch.add_command(one.command);
-            what.push(one.doing);
+            what.push((one.doing, one.completes));
         }
-        for (answer, doing) in session.ask_all(&batch).await?.into_iter().zip(&what) {
-            if let Err(refusal) = answer {
-                commands
-                    .outcome
-                    .refused(session.server(), doing, &refusal)?;
+        for (answer, (doing, completes)) in session.ask_all(&batch).await?.iter().zip(&what) {
+            match answer {
+                Ok(_) => commands.outcome.rows += u64::from(*completes),
+                Err(refusal) => commands.outcome.refused(session.server(), doing, refusal)?,
             }
         }
     }

@@ -242,7 +242,7 @@ async fn the_documented_rights_are_enough() {
     assert_eq!(report.position["method"], "scan");
     let writer = set(
         &copy,
-        "+restore +flushdb +dbsize +scan +unlink +rename +append +rpush +sadd +zadd +hset +pexpireat +exists +function|load",
+        "+restore +flushdb +dbsize +scan +unlink +rename +append +rpush +sadd +zadd +hset +pexpireat +exists +get +set +function|load",
     );
     for overwrite in [false, true] {
         let options = RestoreOptions {

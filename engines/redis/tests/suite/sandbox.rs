@@ -54,6 +54,10 @@ async fn a_private_server_is_recorded_listens_on_no_network_and_goes() {
         assert_eq!(pair[1], value, "{name}");
     }
     assert!(sandbox.target.url.path().is_none() && sandbox.target.url.server().is_none());
+    // Rule 31: functions are code of the backup's.
+    let id = artefact.data["process"][0].as_i64().unwrap();
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    assert!(!status.contains("\nUid:\t0\t"), "{status}");
     let folder = folder_of(artefact);
     assert!(folder.is_dir());
     for _ in 0..2 {
