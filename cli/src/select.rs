@@ -31,7 +31,7 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
     let (url, password) = DatabaseUrl::parse_with_password(text).map_err(|error| {
         Failure::usage(
             error.to_string(),
-            "write `postgres://user@host/database`, or the path of a SQLite file",
+            "write `postgres://user@host/database`, `redis://host`, or the path of a SQLite file",
         )
     })?;
     let url = url
@@ -340,6 +340,16 @@ fn free_name(
                 path
             }
         }),
+        Engine::Redis => url::Url::parse(url.as_str()).ok().map(|url| {
+            let host = url.host_str().unwrap_or_default();
+            let number = url.path().trim_matches('/');
+            match (host, number) {
+                // A socket: its path names nothing.
+                ("", _) => String::new(),
+                (host, "") => host.to_owned(),
+                (host, number) => format!("{host}-{number}"),
+            }
+        }),
     }
     .unwrap_or_default();
     let mut base: String = raw
@@ -391,7 +401,7 @@ pub(crate) async fn sandbox(
             if url.path().is_some() {
                 return Err(Failure::usage(
                     format!("{text:?} is no sandbox"),
-                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`",
+                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database` or `redis://host`",
                 ));
             }
             SandboxSpec::Server {
@@ -525,6 +535,8 @@ mod tests {
         assert_eq!(name("/srv/shop.db", &["shop", "shop-2"]), "shop-3");
         assert_eq!(name("postgres://ann@db/App", &[]), "app");
         assert_eq!(name("postgres://ann@db", &[]), "ann");
+        assert_eq!(name("redis://Cache.example:6380/3", &[]), "cache.example-3");
+        assert_eq!(name("redis+unix:///run/x.sock", &[]), "redis");
         assert_eq!(name("/srv/_.db", &[]), "sqlite");
     }
 }

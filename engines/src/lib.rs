@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use fettler_engine::DatabaseEngine;
 use fettler_engine_postgres::PostgresEngine;
+use fettler_engine_redis::RedisEngine;
 use fettler_engine_sqlite::SqliteEngine;
 use fettler_model::Engine;
 
 /// All engines.
 #[must_use]
 pub fn all() -> Vec<Arc<dyn DatabaseEngine>> {
-    vec![Arc::new(PostgresEngine::default()), Arc::new(SqliteEngine)]
+    vec![
+        Arc::new(PostgresEngine::default()),
+        Arc::new(SqliteEngine),
+        Arc::new(RedisEngine::default()),
+    ]
 }
 
 /// The engine of this name.
@@ -32,7 +37,7 @@ mod tests {
 
     #[test]
     fn each_engine_that_has_a_name_is_in_the_list_once() {
-        for name in [Engine::Postgres, Engine::Sqlite] {
+        for name in [Engine::Postgres, Engine::Sqlite, Engine::Redis] {
             assert_eq!(engine(name).engine(), name);
             let listed = all().iter().filter(|one| one.engine() == name).count();
             assert_eq!(listed, 1, "{name}");

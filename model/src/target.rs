@@ -20,6 +20,8 @@ pub enum Engine {
     Postgres,
     /// SQLite.
     Sqlite,
+    /// Redis and Valkey.
+    Redis,
 }
 
 impl Engine {
@@ -29,6 +31,17 @@ impl Engine {
         match self {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
+            Self::Redis => "redis",
+        }
+    }
+
+    /// The port where its servers listen unless a URL says otherwise; nothing for databases that are files.
+    #[must_use]
+    pub const fn default_port(self) -> Option<u16> {
+        match self {
+            Self::Postgres => Some(5432),
+            Self::Sqlite => None,
+            Self::Redis => Some(6379),
         }
     }
 }
@@ -46,6 +59,7 @@ impl FromStr for Engine {
         match text {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
+            "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Ok(Self::Redis),
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -56,12 +70,12 @@ impl FromStr for Engine {
 pub enum InvalidUrl {
     /// No engine has this scheme.
     #[error(
-        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `sqlite:/path` or the path of a SQLite file"
+        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `sqlite:/path` or the path of a SQLite file"
     )]
     UnknownScheme(String),
     /// Not a URL, not a path.
     #[error(
-        "the database's URL cannot be read ({0}): write it as `postgres://user@host:port/database`"
+        "the database's URL cannot be read ({0}): write it as `postgres://user@host:port/database` or `redis://host:port`"
     )]
     Malformed(String),
 }
@@ -102,7 +116,7 @@ impl DatabaseUrl {
                 }
                 Ok((Self::sqlite(path), None))
             }
-            Engine::Postgres => {
+            Engine::Postgres | Engine::Redis => {
                 let mut url =
                     Url::parse(text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
                 let mut password = url
@@ -112,7 +126,7 @@ impl DatabaseUrl {
                     url.set_password(None)
                         .map_err(|()| InvalidUrl::Malformed("it cannot hold a password".into()))?;
                 }
-                // libpq takes `?password=` too.
+                // libpq takes `?password=` too, and a socket's URL has no other place for one.
                 if url.query_pairs().any(|(key, _)| key == "password") {
                     let kept: Vec<(String, String)> = url
                         .query_pairs()
@@ -161,16 +175,11 @@ impl DatabaseUrl {
     /// For a database on a server: `host:port`, so that all databases of one server have one name.
     #[must_use]
     pub fn server(&self) -> Option<String> {
-        const POSTGRES_PORT: u16 = 5432;
-        match self.engine {
-            Engine::Sqlite => None,
-            Engine::Postgres => {
-                let url = Url::parse(&self.url).ok()?;
-                let host = url.host_str().filter(|host| !host.is_empty())?;
-                let port = url.port().unwrap_or(POSTGRES_PORT);
-                Some(format!("{}:{port}", host.to_ascii_lowercase()))
-            }
-        }
+        let default_port = self.engine.default_port()?;
+        let url = Url::parse(&self.url).ok()?;
+        let host = url.host_str().filter(|host| !host.is_empty())?;
+        let port = url.port().unwrap_or(default_port);
+        Some(format!("{}:{port}", host.to_ascii_lowercase()))
     }
 
     /// For a database that is a file: its path.
@@ -178,7 +187,7 @@ impl DatabaseUrl {
     pub fn path(&self) -> Option<PathBuf> {
         match self.engine {
             Engine::Sqlite => self.url.strip_prefix("sqlite:").map(PathBuf::from),
-            Engine::Postgres => None,
+            Engine::Postgres | Engine::Redis => None,
         }
     }
 
@@ -233,6 +242,27 @@ mod tests {
     }
 
     #[test]
+    fn redis_is_named_by_any_of_its_schemes_and_keeps_what_is_no_password() {
+        for (text, kept) in [
+            ("redis://:s%40crt@db/3", "redis://db/3"),
+            (
+                "rediss://ann:s%40crt@db:6380?ca=/x.pem",
+                "rediss://ann@db:6380?ca=/x.pem",
+            ),
+            (
+                "redis+unix:///run/redis.sock?db=3&password=s@crt",
+                "redis+unix:///run/redis.sock?db=3",
+            ),
+            ("valkey://:s%40crt@db", "valkey://db"),
+        ] {
+            let (url, password) = DatabaseUrl::parse_with_password(text).unwrap();
+            assert_eq!(url.engine(), Engine::Redis);
+            assert_eq!(password.unwrap().expose(), "s@crt");
+            assert_eq!(url.as_str(), kept);
+        }
+    }
+
+    #[test]
     fn a_path_is_a_sqlite_database() {
         for text in [
             "./shop.sqlite",
@@ -251,6 +281,8 @@ mod tests {
         assert_eq!(server("postgres://ann@DB1/app").unwrap(), "db1:5432");
         assert_eq!(server("postgres://bob@db1:5432/other").unwrap(), "db1:5432");
         assert_eq!(server("postgres://bob@[::1]:6000/x").unwrap(), "[::1]:6000");
+        assert_eq!(server("redis://DB1/3").unwrap(), "db1:6379");
+        assert_eq!(server("redis+unix:///run/redis.sock"), None);
         assert_eq!(server("./shop.sqlite"), None);
     }
 

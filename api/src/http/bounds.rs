@@ -21,15 +21,15 @@ use url::Url;
 
 /// How long a name may take to be resolved.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
-const POSTGRES_PORT: u16 = 5432;
 /// Parameters of a URL that name nothing on the machine which connects.
-const HARMLESS_PARAMETERS: [&str; 6] = [
+const HARMLESS_PARAMETERS: [&str; 7] = [
     "sslmode",
     "connect_timeout",
     "application_name",
     "channel_binding",
     "user",
     "dbname",
+    "db",
 ];
 /// Members of arguments whose texts are words of the user's: they name nothing outside the database.
 const FREE_WORDS: [&str; 4] = ["tags", "only", "exclude", "labels"];
@@ -154,7 +154,7 @@ impl Bounds {
                     format!("the file {} was not listed for this tenant", path.display()),
                 ))
             }
-            Engine::Postgres => {
+            Engine::Postgres | Engine::Redis => {
                 let parsed = parse(field, url)?;
                 if let Some((name, _)) = parsed
                     .query_pairs()
@@ -314,7 +314,7 @@ impl Deny {
         url: &DatabaseUrl,
     ) -> Result<DatabaseUrl, OutOfBounds> {
         const FIELD: &str = "url";
-        if url.engine() != Engine::Postgres {
+        if url.engine().default_port().is_none() {
             return Ok(url.clone());
         }
         let mut parsed = parse(FIELD, url)?;
@@ -388,7 +388,10 @@ fn host_of(field: &str, url: &Url) -> Result<(String, u16), OutOfBounds> {
             "the URL has to name one server, by its name or its address",
         ));
     }
-    Ok((host, url.port().unwrap_or(POSTGRES_PORT)))
+    let default_port = || url.scheme().parse::<Engine>().ok()?.default_port();
+    let port = url.port().or_else(default_port);
+    port.map(|port| (host, port))
+        .ok_or_else(|| OutOfBounds::new(field, "the URL names no port"))
 }
 
 /// The addresses of a name; none when it cannot be resolved from here.
@@ -544,6 +547,11 @@ mod tests {
             "postgres:///app",
             "postgres://u@192.0.2.1,127.0.0.1/app",
             "postgres://u@192.0.2.1/app?host=127.0.0.1",
+            "redis://u@127.0.0.1",
+            "redis://u@192.0.2.9",
+            "redis://u@192.0.2.1?hostaddr=127.0.0.1",
+            "rediss://u@192.0.2.1?ca=/etc/shadow",
+            "redis+unix:///run/redis/redis.sock?user=u",
             "postgres://u@192.0.2.1/app?hostaddr=127.0.0.1",
             "postgres://u@192.0.2.1/app?sslkey=/etc/fettler/key",
             "postgres://u@192.0.2.1/app?sslrootcert=/etc/shadow",
