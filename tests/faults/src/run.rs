@@ -120,7 +120,12 @@ pub fn run(servers: &mut Servers, plan: &Plan, options: &Options) -> Result<Repo
             &say,
         )?;
     }
-    check::jobs(&fleet, &clients.accepted(), &mut findings)?;
+    let rest = if ended_well {
+        REST_WITHIN
+    } else {
+        Duration::ZERO
+    };
+    check::jobs(&fleet, &clients.accepted(), rest, &mut findings)?;
     check::ticks(&fleet, &POLICIES, &mut findings)?;
     check::secrets(&fleet, &mut findings)?;
     if ended_well {
