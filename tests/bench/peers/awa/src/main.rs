@@ -196,7 +196,8 @@ async fn open_loop(url: &str, rate: u32, seconds: u32, concurrency: u32) -> Resu
     })
 }
 
-/// Submits one job by awa's call for single ones, and gives its number.
+/// Submits one job by awa's call for single ones, and gives its number. Each call notifies the worker, and PostgreSQL lets
+/// transactions that notify commit one at a time: one sync of the disk bounds the rate, however many heads there are.
 async fn submit(pool: &PgPool) -> Result<i64> {
     Ok(insert_with(pool, &Noop {}, options()).await?.id)
 }
