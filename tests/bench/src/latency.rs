@@ -1,5 +1,5 @@
 //! How long a job waits: from the call that submits it to its first line and to its end in the ledger, in an idle fleet and
-//! under an open-loop load, which does not wait for the fleet and so hides nothing of it.
+//! under an open-loop load, which does not wait for the fleet and so hides nothing of it; awa beside it there.
 
 use std::{
     collections::HashMap,
@@ -9,12 +9,14 @@ use std::{
 
 use clap::Args;
 use fettler_model::{JobId, TenantId};
+use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use crate::{
     Result,
     figures::{head, percentile, row},
     kinds::{self, micros},
+    peers,
     stand::{Fleet, Stand},
 };
 
@@ -45,6 +47,9 @@ pub struct OpenLoopOptions {
     /// How many jobs run at once.
     #[arg(long, default_value_t = 100)]
     concurrency: usize,
+    /// Only Fettler.
+    #[arg(long)]
+    alone: bool,
 }
 
 /// One job after the other, each when the last one has ended.
@@ -74,10 +79,30 @@ pub async fn idle(options: &IdleOptions) -> Result<()> {
     Ok(())
 }
 
-/// Jobs at a fixed rate, whatever becomes of them.
+/// Jobs at a fixed rate, whatever becomes of them; then the same with awa in the same PostgreSQL.
 pub async fn open_loop(options: &OpenLoopOptions) -> Result<()> {
-    const TICK: Duration = Duration::from_millis(5);
     let stand = Stand::start()?;
+    let awa = if options.alone {
+        None
+    } else {
+        Some(peers::Awa::build()?)
+    };
+    tell_open_loop("fettler", fettler(&stand, options).await?, options);
+    if let Some(awa) = awa {
+        let database = stand.postgres.create_database("awa")?;
+        let measured = awa.open_loop(
+            &database.url(),
+            options.rate,
+            options.seconds,
+            options.concurrency,
+        )?;
+        tell_open_loop("awa", measured, options);
+    }
+    Ok(())
+}
+
+async fn fettler(stand: &Stand, options: &OpenLoopOptions) -> Result<Measured> {
+    const TICK: Duration = Duration::from_millis(5);
     let fleet = stand.fleet().await?;
     let _worker = fleet.worker(options.concurrency)?;
     for _ in 0..WARM_UP {
@@ -112,11 +137,28 @@ pub async fn open_loop(options: &OpenLoopOptions) -> Result<()> {
         done??;
     }
     fleet.all_ended().await?;
-    let wal = fleet.wal_since(before).await?;
-    let mut waits = waits(&fleet, &asked).await?;
+    Ok(Measured {
+        wal_bytes: fleet.wal_since(before).await?,
+        waits: waits(&fleet, &asked).await?,
+        size: fleet.size().await?,
+    })
+}
+
+/// What an open loop gave.
+#[derive(Deserialize)]
+pub struct Measured {
+    waits: Vec<Wait>,
+    /// How many bytes the database's log of changes grew by.
+    wal_bytes: i64,
+    /// The database's size, in words.
+    size: String,
+}
+
+fn tell_open_loop(name: &str, measured: Measured, options: &OpenLoopOptions) {
+    let mut waits = measured.waits;
     waits.sort_by_key(|wait| wait.asked);
     let quarter = waits.len() / 4;
-    head(&["open loop, ms", "p50", "p99", "most"]);
+    head(&[&format!("{name}, open loop, ms"), "p50", "p99", "most"]);
     for (when, some) in [
         ("all", &waits[..]),
         ("first quarter", &waits[..quarter]),
@@ -128,14 +170,13 @@ pub async fn open_loop(options: &OpenLoopOptions) -> Result<()> {
         tell(&format!("submit to end, {when}"), some, |wait| wait.to_end);
     }
     println!(
-        "{} jobs at {}/s for {} s; WAL {:.0} bytes a job; {}",
+        "{} jobs at {}/s for {} s; WAL {:.0} bytes a job; {}\n",
         waits.len(),
         options.rate,
         options.seconds,
-        wal as f64 / waits.len() as f64,
-        fleet.size().await?
+        measured.wal_bytes as f64 / waits.len() as f64,
+        measured.size
     );
-    Ok(())
 }
 
 /// Submits a job and gives its id.
@@ -153,7 +194,7 @@ pub fn note(asked: &Asked, job: JobId, at: u64) {
 }
 
 /// How long a job took, in milliseconds.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Deserialize)]
 pub struct Wait {
     asked: u64,
     pub to_start: f64,

@@ -29,11 +29,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
-    /// No-op jobs a second through client, ledger, Redis, worker and ledger again; BullMQ and Celery beside.
+    /// No-op jobs a second through client, ledger, Redis, worker and ledger again; BullMQ, Celery and awa beside.
     Throughput(throughput::Options),
     /// From the call of the submit to the first line of the job, in an idle fleet.
     Idle(latency::IdleOptions),
-    /// The same and to the end, at a fixed rate for a long time; what the ledger grows by.
+    /// The same and to the end, at a fixed rate for a long time; what the ledger grows by; awa beside.
     OpenLoop(latency::OpenLoopOptions),
     /// One to eight workers on jobs that wait for 10 ms.
     Scaling(load::ScalingOptions),

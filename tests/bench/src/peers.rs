@@ -1,11 +1,11 @@
-//! The peers: installed from their registries into a folder of their own, run with the same number of jobs.
+//! The peers: installed from their registries, or built, into a folder of their own; run with the same number of jobs.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-use crate::Result;
+use crate::{Result, latency::Measured};
 
 /// Where the peers' programs lie.
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
@@ -76,6 +76,59 @@ impl Peers {
                 .args(figures)
                 .current_dir(&self.folder),
         )
+    }
+}
+
+/// awa, ready to run: a program of ours around the crate, with a workspace and a lock file of its own.
+pub struct Awa {
+    program: PathBuf,
+}
+
+impl Awa {
+    /// Builds what is not built yet.
+    pub fn build() -> Result<Self> {
+        let built = PathBuf::from(INSTALLED).join("awa");
+        run(Command::new("cargo")
+            .args(["build", "--release", "--locked", "--quiet"])
+            .env("CARGO_TARGET_DIR", &built)
+            .current_dir(Path::new(PROGRAMS).join("awa")))?;
+        Ok(Self {
+            program: built.join("release/awa-bench"),
+        })
+    }
+
+    /// Jobs a second in that empty database, from the first bulk call to the last job's completion.
+    pub fn rate(
+        &self,
+        database: &str,
+        jobs: usize,
+        concurrency: usize,
+        submitters: usize,
+    ) -> Result<f64> {
+        let figures = [jobs, concurrency, submitters].map(|figure| figure.to_string());
+        rate(
+            Command::new(&self.program)
+                .args([database, "rate"])
+                .args(figures),
+        )
+    }
+
+    /// Single jobs at a fixed rate in that empty database.
+    pub fn open_loop(
+        &self,
+        database: &str,
+        rate: usize,
+        seconds: u64,
+        concurrency: usize,
+    ) -> Result<Measured> {
+        let told = run(Command::new(&self.program)
+            .args([database, "open-loop"])
+            .args([
+                rate.to_string(),
+                seconds.to_string(),
+                concurrency.to_string(),
+            ]))?;
+        Ok(serde_json::from_str(&told)?)
     }
 }
 

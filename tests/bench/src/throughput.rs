@@ -1,5 +1,5 @@
 //! No-op jobs a second, from the first bulk submission to the last job's end in the ledger: client, ledger, Redis, worker,
-//! ledger. BullMQ and Celery run the same number of jobs in every round, with as many at once.
+//! ledger. BullMQ, Celery and awa run as many jobs at once in every round, awa in the same PostgreSQL.
 
 use std::time::Instant;
 
@@ -48,12 +48,13 @@ pub async fn run(options: &Options) -> Result<()> {
     let others = if options.alone {
         None
     } else {
-        Some((peers::Peers::install()?, redis()?))
+        Some((peers::Peers::install()?, peers::Awa::build()?, redis()?))
     };
-    let (mut ours, mut bullmq, mut celery) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut bullmq, mut celery, mut awa) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.rounds {
         ours.push(fettler(&stand, options).await?);
-        if let Some((peers, redis)) = &others {
+        if let Some((peers, built_awa, redis)) = &others {
             redis.flush_all()?;
             bullmq.push(peers.bullmq(
                 &redis.url(),
@@ -63,17 +64,30 @@ pub async fn run(options: &Options) -> Result<()> {
             )?);
             redis.flush_all()?;
             celery.push(peers.celery(&redis.url(), options.celery_jobs, options.concurrency)?);
+            let database = stand.postgres.create_database("awa")?;
+            awa.push(built_awa.rate(
+                &database.url(),
+                options.jobs,
+                options.concurrency,
+                options.submitters,
+            )?);
         }
         eprintln!(
-            "round {}: fettler {:.0}/s, BullMQ {:.0}/s, Celery {:.0}/s",
+            "round {}: fettler {:.0}/s, BullMQ {:.0}/s, Celery {:.0}/s, awa {:.0}/s",
             round + 1,
             ours[round],
             bullmq.get(round).unwrap_or(&f64::NAN),
-            celery.get(round).unwrap_or(&f64::NAN)
+            celery.get(round).unwrap_or(&f64::NAN),
+            awa.get(round).unwrap_or(&f64::NAN)
         );
     }
     head(&["no-op jobs a second", "median", "ratio to ours"]);
-    for (name, rates) in [("fettler", &ours), ("BullMQ", &bullmq), ("Celery", &celery)] {
+    for (name, rates) in [
+        ("fettler", &ours),
+        ("BullMQ", &bullmq),
+        ("Celery", &celery),
+        ("awa", &awa),
+    ] {
         row(&[
             name.to_owned(),
             format!("{:.0}", median(rates)),
