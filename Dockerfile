@@ -21,7 +21,7 @@ RUN apt-get update \
     && sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf \
     && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y \
     && apt-get install --yes --no-install-recommends \
-        postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18 \
+        postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18 redis-server \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --home-dir /var/lib/fettler --create-home --shell /usr/sbin/nologin fettler \
     && install --directory --owner=10001 --group=10001 --mode=0700 /etc/fettler/keys
