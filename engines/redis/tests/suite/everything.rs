@@ -99,6 +99,7 @@ async fn p4_a_backup_while_a_writer_runs_is_of_one_moment() {
         source.url(),
         std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)),
     );
+    let (begun, writes) = std::sync::mpsc::channel();
     let writer = {
         let (url, stop) = (url.clone(), stop.clone());
         std::thread::spawn(move || {
@@ -128,10 +129,14 @@ async fn p4_a_backup_while_a_writer_runs_is_of_one_moment() {
                     &mut client,
                     &format!("DEL new:{}", round.saturating_sub(100)),
                 );
+                // Nobody listens after the first.
+                let _heard = begun.send(());
             }
             round
         })
     };
+    writes.recv().unwrap();
+    drop(writes);
     let backups = [back_up(&url).await, back_up(&url).await];
     stop.store(true, std::sync::atomic::Ordering::SeqCst);
     assert!(writer.join().unwrap() > 100);
