@@ -110,7 +110,7 @@ async fn keys_that_expired_since_the_backup_are_proven_and_not_restored() {
     );
     fettler_test_servers::wait_until(
         "the keys to expire",
-        std::time::Duration::from_secs(10),
+        std::time::Duration::from_secs(30),
         || {
             command("EXISTS goes goes:too")
                 .query::<u64>(&mut writer)
