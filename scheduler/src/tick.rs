@@ -24,6 +24,9 @@ use crate::{
 
 /// How many policies one page has. They are decided at the same time, and so share a few commits.
 const POLICIES_PER_PAGE: usize = 500;
+/// How many policies are looked at together where all of them are: some milliseconds' worth, in which nothing else of the
+/// scheduler has its turn.
+const POLICIES_PER_LOOK: usize = 100;
 /// How many due times of one policy are decided before others get their turn, as after an outage.
 const DUE_TIMES_PER_TURN: usize = 64;
 /// The nearest due time is asked for this often, since another process may have changed it.
@@ -235,38 +238,52 @@ fn has_jumped(then: Timestamp, now: Timestamp, elapsed: Duration) -> bool {
     now.since(expected) > JUMP || expected.since(now) > JUMP
 }
 
-/// Looks at all policies once.
+/// Looks at all policies once, a page at a time: due times are decided meanwhile.
 pub(crate) async fn correct(shared: &Shared) -> Result<()> {
     let now = shared.ledger.now().await?;
-    for tenant in shared.ledger.tenants().await? {
-        for policy in shared.ledger.policies(Some(&tenant.id)).await? {
-            let Ok(plan) = PolicyPlan::read(&policy.spec) else {
-                // The ticks say what is wrong with it, when they meet it.
-                if policy.next_due.is_none() {
-                    shared.ledger.set_next_due(policy.id, Some(now)).await?;
-                }
-                continue;
-            };
-            if policy.spec.paused && policy.next_due.is_none() {
-                continue;
-            }
-            let Some(right) = plan.corrected(policy.next_due, now) else {
-                continue;
-            };
-            tracing::info!(
-                policy = %policy.name,
-                tenant = %policy.tenant,
-                was = policy.next_due.map(tracing::field::display),
-                is = %right,
-                "the policy's next due time was computed again"
-            );
-            match shared.ledger.set_next_due(policy.id, Some(right)).await {
-                Err(LedgerError::NotFound { .. }) => {}
-                other => other?,
-            }
+    let mut last = None;
+    loop {
+        let page = shared
+            .ledger
+            .policies_page(None, last.as_ref(), POLICIES_PER_LOOK)
+            .await?;
+        let Some(policy) = page.last() else {
+            return Ok(());
+        };
+        last = Some((policy.tenant.clone(), policy.name.clone()));
+        for policy in &page {
+            correct_policy(shared, policy, now).await?;
         }
+        // What is in memory already gives nobody a turn by itself.
+        tokio::task::yield_now().await;
     }
-    Ok(())
+}
+
+async fn correct_policy(shared: &Shared, policy: &PolicyRecord, now: Timestamp) -> Result<()> {
+    let Ok(plan) = PolicyPlan::read(&policy.spec) else {
+        // The ticks say what is wrong with it, when they meet it.
+        if policy.next_due.is_none() {
+            shared.ledger.set_next_due(policy.id, Some(now)).await?;
+        }
+        return Ok(());
+    };
+    if policy.spec.paused && policy.next_due.is_none() {
+        return Ok(());
+    }
+    let Some(right) = plan.corrected(policy.next_due, now) else {
+        return Ok(());
+    };
+    tracing::info!(
+        policy = %policy.name,
+        tenant = %policy.tenant,
+        was = policy.next_due.map(tracing::field::display),
+        is = %right,
+        "the policy's next due time was computed again"
+    );
+    match shared.ledger.set_next_due(policy.id, Some(right)).await {
+        Err(LedgerError::NotFound { .. }) => Ok(()),
+        other => other,
+    }
 }
 
 /// What [`crate::upkeep::silence`] asks: the policies that are overdue by more than `by`.
