@@ -23,8 +23,9 @@ use serde_json::Value;
 const KILLS: u32 = 6;
 /// The lease of [`Installation::with_short_leases`].
 const LEASE: Duration = Duration::from_secs(3);
-/// What promise P1 allows on top of a lease.
-const TAKEOVER: Duration = Duration::from_secs(2);
+/// How long after its lease an attempt is taken over at the latest. The two seconds that P1 allows are measured by
+/// `fettler-bench takeover`; a test shares its machine, and only finds out whether something waits that should not.
+const TAKEOVER: Duration = Duration::from_secs(10);
 /// Objects that are larger than this are packs: all others are small.
 const PACK_BYTES: u64 = 4 << 20;
 /// Packs that may be on their way when a worker dies.
@@ -97,7 +98,7 @@ fn a_backup_that_is_killed_at_random_moments_is_taken_up_again_and_sends_only_wh
         let mut again = fettler.start_worker();
         let mut taken_up = None;
         // Longer than is allowed, so that a failure says how long it took.
-        wait_until("the job runs again", (LEASE + TAKEOVER) * 4, || {
+        wait_until("the job runs again", (LEASE + TAKEOVER) * 2, || {
             let jobs = fettler.json(&["jobs", "--all"]);
             let job = job(&jobs, "backup");
             if job["attempts"].as_u64() > Some(1) {
@@ -224,11 +225,11 @@ fn back_up(fettler: &Installation, source: &str) {
 }
 
 /// Restores the newest backup again and again, each time into another target, and kills the fleet within
-/// the first `longest` of it after somebody has taken it up.
+/// the first `longest` of it after somebody has taken it up: sooner, where a restore was over before.
 fn kill_restores(
     fettler: &Installation,
     seed: u64,
-    longest: Duration,
+    mut longest: Duration,
     target: impl Fn(u32) -> String,
     assert_equal: impl Fn(u32),
 ) {
@@ -253,7 +254,7 @@ fn kill_restores(
         let killed = Timestamp::now();
         let mut again = fettler.start_worker();
         let mut ended = Value::Null;
-        wait_until("the restore succeeds", Duration::from_secs(60), || {
+        wait_until("the restore succeeds", Duration::from_secs(180), || {
             // The newest comes first.
             ended = job(&fettler.json(&["jobs", "--all"]), "restore").clone();
             ended["state"] == "succeeded"
@@ -268,6 +269,8 @@ fn kill_restores(
                 "taken up after {took:?}"
             );
             taken_up += 1;
+        } else {
+            longest = moment;
         }
         assert_eq!(again.terminate(), 0, "{}", again.log());
         assert_equal(round);

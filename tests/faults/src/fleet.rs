@@ -283,15 +283,16 @@ impl<'s> Fleet<'s> {
         }
     }
 
-    /// Starts Redis again.
+    /// Starts Redis again; where there are sentinels, once they have put the replica in the place of the one that is dead.
     ///
     /// # Errors
     ///
-    /// When it does not start.
+    /// When it does not start, or is not replaced.
     pub fn start_redis(&mut self) -> Result<()> {
         let Some(sentinels) = &mut self.sentinels else {
             return Ok(self.servers.redis.start_again()?);
         };
+        sentinels.wait_for_master()?;
         let master = sentinels.master_port();
         if master.is_some() && master != self.master {
             self.failovers += 1;

@@ -494,7 +494,8 @@ fn blow(fleet: &mut Fleet<'_>, storm: &mut Storm<'_>, say: &dyn Fn(&str)) -> Res
                 told = hit.len();
                 say(&format!("{told} of {} points were hit", Point::ALL.len()));
             }
-            if told == Point::ALL.len() {
+            let was_failover = fleet.failovers > 0 || !plan.sentinels;
+            if told == Point::ALL.len() && was_failover {
                 break;
             }
         }

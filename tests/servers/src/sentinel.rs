@@ -8,6 +8,8 @@ use crate::{RedisOptions, RedisServer, Result, wait_until};
 const SERVICE: &str = "fleet";
 /// A sentinel looks for replicas every ten seconds.
 const KNOWS_WITHIN: Duration = Duration::from_secs(40);
+/// A failover that came to nothing is tried again after twice its timeout.
+const REPLACES_WITHIN: Duration = Duration::from_secs(120);
 
 /// Two servers and their sentinel.
 #[derive(Debug)]
@@ -73,6 +75,19 @@ impl SentinelRedis {
     pub fn master(&mut self) -> Option<&mut RedisServer> {
         let port = self.master_port()?;
         self.servers.iter_mut().find(|server| server.port() == port)
+    }
+
+    /// Waits until the sentinel names a master that runs: the other one, where the master was killed.
+    ///
+    /// # Errors
+    ///
+    /// When it names none in time.
+    pub fn wait_for_master(&mut self) -> Result<()> {
+        wait_until(
+            "the sentinel to name a live master",
+            REPLACES_WITHIN,
+            || self.master().is_some_and(|master| master.pid().is_some()),
+        )
     }
 
     /// Starts again what was killed. The sentinel makes a former master a replica.
