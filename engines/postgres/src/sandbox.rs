@@ -14,15 +14,9 @@
 //! copied, views computed and statistics gathered by a role that never was one.
 
 use std::{
-    collections::BTreeMap,
+    ffi::OsStr,
     fs, io,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
-        process::CommandExt,
-    },
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -30,9 +24,11 @@ use fettler_engine::{
     Artefact, EngineContext, EngineError, Sandbox, SandboxRequest, SandboxSpec, Target,
 };
 use fettler_model::{DatabaseUrl, Engine, Secret};
-use rustix::process::{Pid, Signal};
+use fettler_private_server::{
+    Place, PrivateServer, Process, User, free_bytes_of, make_folder, wait_until_ready,
+};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 
 use crate::{
     PostgresEngine,
@@ -54,20 +50,17 @@ const WORK_ROLE: &str = "fettler sandbox";
 const DATABASE: &str = "fettler_proof";
 /// The setting by which a session knows that it is in a sandbox.
 const SETTING: &str = "fettler.sandbox";
-/// Bytes that the path of a socket may have.
-const SOCKET_PATH_BYTES: usize = 107;
-/// The name of the socket in its folder.
-const SOCKET_NAME: &str = ".s.PGSQL.5432";
+/// Where private servers are.
+const PLACE: Place = Place {
+    prefix: "pg-",
+    socket: ".s.PGSQL.5432",
+};
 /// How long a server may take to start.
 const START_WAIT: Duration = Duration::from_secs(60);
 /// How long it may take to start on what an earlier attempt left, and to replay that server's log.
 const RECOVERY_WAIT: Duration = Duration::from_secs(600);
 /// Where the kernel tells one start of the machine from another.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// How long it may take to stop before it is killed.
-const STOP_WAIT: Duration = Duration::from_secs(10);
-/// Between two looks at a server that starts or stops.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// What a restored database needs beside its rows: indexes, WAL, the system's own tables.
 const SPACE_BASE_BYTES: u64 = 256 * 1024 * 1024;
 /// The settings of a private server: nothing in it has to outlive a crash, and it has to be small.
@@ -91,26 +84,6 @@ session_replication_role = replica
 log_min_messages = fatal
 fettler.sandbox = private
 ";
-/// Runs the server, waits until nobody holds the other end of the pipe any more, and ends it.
-const WATCHDOG: &str = r#"
-trap '' INT TERM HUP
-"$1" -D "$2" >>"$3" 2>&1 </dev/null &
-server=$!
-cat >/dev/null
-kill -QUIT "$server" 2>/dev/null
-wait "$server"
-"#;
-
-/// The servers that this process has started, by folder.
-static RUNNING: Mutex<BTreeMap<PathBuf, Running>> = Mutex::new(BTreeMap::new());
-
-/// A server that runs. Dropping the pipe ends it.
-#[derive(Debug)]
-struct Running {
-    pipe: Option<ChildStdin>,
-    watchdog: Child,
-}
-
 /// In what kind of sandbox a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -137,8 +110,8 @@ pub(crate) async fn kind_of(session: &mut Session) -> Result<Kind, EngineError> 
 enum Made {
     Server {
         folder: PathBuf,
-        /// Process id and start time in the kernel's ticks, once it runs.
-        process: Option<(i32, u64)>,
+        /// Once it runs.
+        process: Option<Process>,
         /// The machine's start in which it was made.
         #[serde(default)]
         boot: String,
@@ -191,13 +164,14 @@ async fn open_private(
             outcome => return outcome,
         }
     }
-    let base = base_folder(&context.kept, user)?;
+    let folder = PLACE.folder(context, user)?;
     let needed = request
         .estimated_bytes
         .saturating_mul(3)
         .div_euclid(2)
         .saturating_add(SPACE_BASE_BYTES);
-    let free = free_bytes_of(&base)?;
+    let base = folder.parent().unwrap_or(&folder);
+    let free = free_bytes_of(base)?;
     if free < needed {
         return Err(EngineError::NoSpace {
             place: base.display().to_string(),
@@ -205,17 +179,13 @@ async fn open_private(
             needed_bytes: needed,
         });
     }
-    let folder = base.join(format!(
-        "pg-{}-{}",
-        &context.attempt.job.uuid().simple().to_string()[20..],
-        context.attempt.token
-    ));
     let name = format!("{} {}", context.attempt, folder.display());
     let artefact = server_artefact(&name, &folder, None);
     context.artefacts.record(&artefact).await?;
+    let private = private_server(folder, user);
     let made = async {
-        make(context, &server.path, &folder, user).await?;
-        start(context, &server.path, &folder, user, START_WAIT).await
+        make(context, &server.path, &private).await?;
+        start(context, &server.path, &private, START_WAIT).await
     };
     let process = match made.await {
         Ok(process) => process,
@@ -225,13 +195,27 @@ async fn open_private(
             return Err(error);
         }
     };
-    let artefact = server_artefact(&name, &folder, process);
+    let artefact = server_artefact(&name, &private.folder, process);
     context.artefacts.record(&artefact).await?;
     Ok(Sandbox {
-        target: private_target(&folder, DATABASE)?,
+        target: private_target(&private.folder, DATABASE)?,
         artefacts: vec![artefact],
         continued: false,
     })
+}
+
+/// The server of a folder. What it keeps is replayed from its log.
+const fn private_server(folder: PathBuf, user: Option<User>) -> PrivateServer {
+    PrivateServer {
+        folder,
+        user,
+        stop: Signal::QUIT,
+    }
+}
+
+/// The server of a cluster, if it runs.
+fn process_of(data: &Path) -> Option<Process> {
+    Process::of_server(&data.join("postmaster.pid"), data)
 }
 
 /// The folder of a server that an earlier attempt left, where a server can go on with it.
@@ -254,21 +238,22 @@ async fn go_on_in(
     postgres: &Path,
     left: &Artefact,
     folder: PathBuf,
-    user: Option<(u32, u32)>,
+    user: Option<User>,
 ) -> Result<Sandbox, EngineError> {
     context.artefacts.record(left).await?;
-    end_server(&folder, process_of(&folder.join("data"))).await?;
-    let process = start(context, postgres, &folder, user, RECOVERY_WAIT).await?;
-    let artefact = server_artefact(&left.name, &folder, process);
+    let server = private_server(folder, user);
+    server.end(process_of(&server.folder.join("data"))).await?;
+    let process = start(context, postgres, &server, RECOVERY_WAIT).await?;
+    let artefact = server_artefact(&left.name, &server.folder, process);
     context.artefacts.record(&artefact).await?;
     Ok(Sandbox {
-        target: private_target(&folder, DATABASE)?,
+        target: private_target(&server.folder, DATABASE)?,
         artefacts: vec![artefact],
         continued: true,
     })
 }
 
-fn server_artefact(name: &str, folder: &Path, process: Option<(i32, u64)>) -> Artefact {
+fn server_artefact(name: &str, folder: &Path, process: Option<Process>) -> Artefact {
     artefact(
         "server",
         name.to_owned(),
@@ -319,93 +304,16 @@ fn percent_encoded(text: &str) -> String {
         .collect()
 }
 
-/// The user and group that the server runs as; nothing where this process has no right to choose.
-/// PostgreSQL refuses to run as root.
-fn run_as() -> Result<Option<(u32, u32)>, EngineError> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let users = fs::read_to_string("/etc/passwd")
-        .map_err(|error| EngineError::local("reading /etc/passwd", error))?;
-    ["postgres", "nobody"]
-        .iter()
-        .find_map(|wanted| {
-            users.lines().find_map(|line| {
-                let mut fields = line.split(':');
-                (fields.next() == Some(wanted)).then_some(())?;
-                let mut numbers = fields.skip(1).map(|field| field.parse().ok());
-                Some(Some((numbers.next()??, numbers.next()??)))
-            })
-        })
-        .ok_or_else(|| EngineError::Missing {
+/// Whom the server runs as. PostgreSQL refuses to run as root.
+fn run_as() -> Result<Option<User>, EngineError> {
+    match User::first_of(&["postgres", "nobody"]) {
+        None if User::may_be_chosen() => Err(EngineError::Missing {
             code: "user",
             what: "PostgreSQL does not run as root, and this machine has neither a user postgres nor nobody".to_owned(),
             remedy: "run Fettler as another user, or make a user postgres".to_owned(),
-        })
-}
-
-/// The folder to make the server's folder in: the worker's own where the server's user can get there and a
-/// socket's path still fits, else one for temporary files.
-fn base_folder(kept: &Path, user: Option<(u32, u32)>) -> Result<PathBuf, EngineError> {
-    let kept = fs::canonicalize(kept).unwrap_or_else(|_| kept.to_owned());
-    let candidates = [kept, PathBuf::from("/var/tmp"), std::env::temp_dir()];
-    // `/pg-`, twelve digits of the job, `-`, sixteen of the token, `/` and the socket.
-    let longest = SOCKET_PATH_BYTES - "/pg-".len() - 12 - 1 - 16 - 1 - SOCKET_NAME.len();
-    candidates
-        .iter()
-        .find(|folder| {
-            folder.as_os_str().len() <= longest
-                && folder.is_dir()
-                && user.is_none_or(|user| can_pass(folder, user))
-        })
-        .cloned()
-        .ok_or_else(|| EngineError::Missing {
-            code: "folder",
-            what: "no folder was found for the sandbox's server that its user can enter and whose path is short enough for a socket".to_owned(),
-            remedy: "set TMPDIR to such a folder".to_owned(),
-        })
-}
-
-/// Whether a user can pass through a folder and all that are above it.
-fn can_pass(folder: &Path, (user, group): (u32, u32)) -> bool {
-    folder.ancestors().all(|folder| {
-        fs::metadata(folder).is_ok_and(|metadata| {
-            let mode = metadata.permissions().mode();
-            let bit = if metadata.uid() == user {
-                0o100
-            } else if metadata.gid() == group {
-                0o010
-            } else {
-                0o001
-            };
-            mode & bit != 0
-        })
-    })
-}
-
-fn free_bytes_of(folder: &Path) -> Result<u64, EngineError> {
-    let found = rustix::fs::statvfs(folder).map_err(|error| {
-        EngineError::local(format!("looking at {}", folder.display()), error.into())
-    })?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
-/// A program of the server, as its user.
-fn command(program: &Path, folder: &Path, user: Option<(u32, u32)>) -> Command {
-    let mut command = Command::new(program);
-    command
-        .current_dir(folder)
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .stdin(Stdio::null());
-    if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
-        command.env("LD_LIBRARY_PATH", path);
+        }),
+        user => Ok(user),
     }
-    if let Some((user, group)) = user {
-        command.uid(user).gid(group);
-    }
-    command
 }
 
 /// Says what failed in a folder.
@@ -418,19 +326,15 @@ fn failed(what: &str, folder: &Path) -> impl FnOnce(io::Error) -> EngineError + 
 async fn make(
     context: &EngineContext,
     postgres: &Path,
-    folder: &Path,
-    user: Option<(u32, u32)>,
+    server: &PrivateServer,
 ) -> Result<(), EngineError> {
+    let folder = &server.folder;
     let failed = |what: &str| failed(what, folder);
-    fs::create_dir(folder).map_err(failed("making"))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(failed("closing"))?;
-    if let Some((user, group)) = user {
-        chown(folder, Some(user), Some(group)).map_err(failed("giving away"))?;
-    }
+    make_folder(folder, server.user)?;
     let data = folder.join("data");
     let mut said = String::new();
     for locale in ["C.UTF-8", "C"] {
-        let mut initdb = command(&postgres.with_file_name("initdb"), folder, user);
+        let mut initdb = server.command(&postgres.with_file_name("initdb"));
         initdb
             .args(["--auth=trust", "--encoding=UTF8", "--no-sync"])
             .arg(format!("--username={ROOT_ROLE}"))
@@ -472,73 +376,16 @@ async fn make(
 async fn start(
     context: &EngineContext,
     postgres: &Path,
-    folder: &Path,
-    user: Option<(u32, u32)>,
+    server: &PrivateServer,
     within: Duration,
-) -> Result<Option<(i32, u64)>, EngineError> {
-    let failed = |what: &str| failed(what, folder);
-    let data = folder.join("data");
-    let log = folder.join("log");
+) -> Result<Option<Process>, EngineError> {
+    let data = server.folder.join("data");
     context.fence.check().await?;
-    let mut watchdog = command(Path::new("/bin/sh"), folder, user);
-    watchdog
-        .args(["-c", WATCHDOG, "fettler-sandbox"])
-        .arg(postgres)
-        .args([&data, &log])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        // A Ctrl-C at the terminal is for this process alone.
-        .process_group(0);
-    let mut watchdog = watchdog.spawn().map_err(failed("starting a server in"))?;
-    let pipe = watchdog.stdin.take();
-    RUNNING
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(folder.to_owned(), Running { pipe, watchdog });
-
-    let params = Params::of(&private_target(folder, "postgres")?)?;
-    let give_up = Instant::now() + within;
-    loop {
-        context.check_stop()?;
-        match connect(&params, VISITOR).await {
-            Ok(session) => {
-                session.close().await;
-                return Ok(process_of(&data));
-            }
-            Err(error) if Instant::now() > give_up => {
-                let log = fs::read_to_string(&log).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(5).collect();
-                return Err(EngineError::Database {
-                    what: format!(
-                        "the sandbox's server did not start: {error}; its log ends: {}",
-                        tail.join(" | ")
-                    ),
-                    transient: true,
-                });
-            }
-            Err(_) => sleep(LOOK_EVERY).await,
-        }
-    }
-}
-
-/// The server of a cluster, if it runs: its id and when it started. A process that happens to have the id
-/// today works in another folder.
-fn process_of(data: &Path) -> Option<(i32, u64)> {
-    let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let id: i32 = text.lines().next()?.trim().parse().ok()?;
-    let works_in = fs::read_link(format!("/proc/{id}/cwd")).ok()?;
-    let data = fs::canonicalize(data).ok()?;
-    (works_in == data).then(|| started(id).map(|started| (id, started)))?
-}
-
-/// When a process started, in the kernel's ticks since the machine did.
-fn started(id: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in parentheses may hold anything; after it, this is the twentieth field.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    (state != "Z").then(|| fields.nth(18)?.parse().ok())?
+    server.start(postgres, [OsStr::new("-D"), data.as_os_str()])?;
+    let params = Params::of(&private_target(&server.folder, "postgres")?)?;
+    let session = wait_until_ready(context, server, within, || connect(&params, VISITOR)).await?;
+    session.close().await;
+    Ok(process_of(&data))
 }
 
 /// Removes what was made.
@@ -556,36 +403,16 @@ pub(crate) async fn remove(
     match made {
         Made::Server {
             folder, process, ..
-        } => remove_server(&folder, process).await,
+        } => remove_server(folder, process).await,
         Made::Database { role } => remove_database(&artefact.name, role.as_deref(), server).await,
     }
 }
 
-async fn remove_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
-    let is_ours = folder
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with("pg-"));
-    if !folder.is_absolute() || !is_ours {
-        return Err(EngineError::Unusable {
-            what: format!("{} is no folder of a sandbox", folder.display()),
-            remedy: "remove it by hand, if it is one".to_owned(),
-        });
-    }
+async fn remove_server(folder: PathBuf, process: Option<Process>) -> Result<(), EngineError> {
     let process = process
-        .filter(|(id, start)| started(*id) == Some(*start))
+        .filter(|process| process.runs())
         .or_else(|| process_of(&folder.join("data")));
-    end_server(folder, process).await?;
-    let removed = {
-        let folder = folder.to_owned();
-        tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await
-    };
-    match removed {
-        Ok(Err(error)) if folder.exists() => Err(EngineError::local(
-            format!("removing {}", folder.display()),
-            error,
-        )),
-        _ => Ok(()),
-    }
+    private_server(folder, None).remove(PLACE, process).await
 }
 
 /// Ends what runs in a sandbox, and keeps its folder. A server that another attempt has started there since is left alone.
@@ -593,60 +420,15 @@ pub(crate) async fn leave(sandbox: &Sandbox) -> Result<(), EngineError> {
     for artefact in &sandbox.artefacts {
         if let Ok(Made::Server {
             folder,
-            process: Some((id, start)),
+            process: Some(process),
             ..
         }) = Made::deserialize(&artefact.data)
-            && started(id) == Some(start)
+            && process.runs()
         {
-            end_server(&folder, Some((id, start))).await?;
+            private_server(folder, None).end(Some(process)).await?;
         }
     }
     Ok(())
-}
-
-/// Ends the server of a folder, if it runs, and what this process had started to watch it.
-async fn end_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
-    let running = RUNNING
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(folder);
-    let give_up = Instant::now() + STOP_WAIT;
-    if let Some((id, start)) = process {
-        let mut signal = Signal::QUIT;
-        while started(id) == Some(start) {
-            kill(id, signal)?;
-            if Instant::now() > give_up {
-                signal = Signal::KILL;
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-    if let Some(mut running) = running {
-        drop(running.pipe.take());
-        // It has nothing left to wait for but the server, which is gone.
-        while running
-            .watchdog
-            .try_wait()
-            .map_err(|error| EngineError::local("waiting for a sandbox's server", error))?
-            .is_none()
-        {
-            sleep(LOOK_EVERY).await;
-        }
-    }
-    Ok(())
-}
-
-fn kill(id: i32, signal: Signal) -> Result<(), EngineError> {
-    let Some(pid) = Pid::from_raw(id) else {
-        return Ok(());
-    };
-    match rustix::process::kill_process(pid, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(EngineError::local(
-            format!("stopping the sandbox's server, process {id}"),
-            error.into(),
-        )),
-    }
 }
 
 /// Makes a role for a scratch database on a server that others use too.
@@ -1147,20 +929,5 @@ mod tests {
             around_attachments(lines(&[index, foreign])),
             [lines(&[index, foreign]), Vec::new(), Vec::new()]
         );
-    }
-
-    #[test]
-    fn only_folders_of_sandboxes_are_removed() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        for folder in ["/", "/home", "pg-relative"] {
-            assert!(
-                runtime
-                    .block_on(remove_server(Path::new(folder), None))
-                    .is_err()
-            );
-        }
     }
 }

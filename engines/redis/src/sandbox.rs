@@ -11,15 +11,9 @@
 //! In both a restore finds the mark and puts moments of expiry off ([`crate::restore`]).
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
-        process::CommandExt,
-    },
+    ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -27,10 +21,10 @@ use fettler_engine::{
     Artefact, EngineContext, EngineError, Sandbox, SandboxRequest, SandboxSpec, Target,
 };
 use fettler_model::{DatabaseUrl, Engine, JobId};
+use fettler_private_server::{Place, PrivateServer, Process, User, make_folder, wait_until_ready};
 use redis::cmd;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 
 use crate::{
     connect::{Info, Session},
@@ -42,44 +36,37 @@ use crate::{
 pub(crate) const MARK_DATABASE: u32 = 0;
 /// The server's program.
 const PROGRAM: &str = "redis-server";
-/// What the names of sandboxes' folders begin with.
-const FOLDER_PREFIX: &str = "redis-";
-/// Databases of a private server; the backup's numbers have to fit.
-const DATABASES: &str = "1024";
-/// Bytes that the path of a socket may have.
-const SOCKET_PATH_BYTES: usize = 107;
-const SOCKET: &str = "socket";
+/// Where private servers are.
+const PLACE: Place = Place {
+    prefix: "redis-",
+    socket: "socket",
+};
+/// How a private server is started. The backup's numbers of databases have to fit.
+const SERVER_ARGUMENTS: [&str; 18] = [
+    "--port",
+    "0",
+    "--protected-mode",
+    "yes",
+    "--daemonize",
+    "no",
+    "--save",
+    "",
+    "--appendonly",
+    "no",
+    "--maxmemory",
+    "0",
+    "--databases",
+    "1024",
+    "--unixsocketperm",
+    "700",
+    "--loglevel",
+    "warning",
+];
 const PID_FILE: &str = "pid";
 /// How long a server may take to start.
 const START_WAIT: Duration = Duration::from_secs(30);
-/// How long it may take to stop before it is killed.
-const STOP_WAIT: Duration = Duration::from_secs(10);
-/// Between two looks at a server that starts or stops.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The oldest version whose commands tell everything that is compared.
 const OLDEST: (u32, u32) = (7, 0);
-/// Runs the server, waits until nobody holds the other end of the pipe any more, and ends it.
-const WATCHDOG: &str = r#"
-trap '' INT TERM HUP
-program=$1
-shift
-"$program" "$@" >log 2>&1 </dev/null &
-server=$!
-cat >/dev/null
-kill -KILL "$server" 2>/dev/null
-wait "$server"
-"#;
-
-/// The servers that this process has started, by folder.
-static RUNNING: Mutex<BTreeMap<PathBuf, Running>> = Mutex::new(BTreeMap::new());
-
-/// A server that runs. Dropping the pipe ends it.
-#[derive(Debug)]
-struct Running {
-    pipe: Option<ChildStdin>,
-    watchdog: Child,
-}
-
 /// What is recorded of a sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
@@ -87,8 +74,8 @@ enum Made {
     /// A server of our own.
     Server {
         folder: PathBuf,
-        /// Process id and start time in the kernel's ticks, once it runs.
-        process: Option<(i32, u64)>,
+        /// Once it runs.
+        process: Option<Process>,
     },
     /// The content of a server that was named.
     Content { mark: String },
@@ -153,21 +140,18 @@ async fn open_private(
 ) -> Result<Sandbox, EngineError> {
     let program = find_program()?;
     require_memory(request.estimated_bytes)?;
-    let user = run_as();
-    let folder = base_folder(&context.kept, user)?.join(format!(
-        "{FOLDER_PREFIX}{}-{}",
-        &context.attempt.job.uuid().simple().to_string()[20..],
-        context.attempt.token
-    ));
+    let user = User::first_of(&["redis", "nobody"]);
+    let folder = PLACE.folder(context, user)?;
     let name = format!("{} {}", context.attempt, folder.display());
     let artefact = server_artefact(&name, &folder, None);
     context.artefacts.record(&artefact).await?;
-    match start(context, &program, &folder, user).await {
+    let server = server(folder, user);
+    match start(context, &program, &server).await {
         Ok(process) => {
-            let artefact = server_artefact(&name, &folder, process);
+            let artefact = server_artefact(&name, &server.folder, process);
             context.artefacts.record(&artefact).await?;
             Ok(Sandbox {
-                target: private_target(&folder)?,
+                target: private_target(&server.folder)?,
                 artefacts: vec![artefact],
                 continued: false,
             })
@@ -180,7 +164,20 @@ async fn open_private(
     }
 }
 
-fn server_artefact(name: &str, folder: &Path, process: Option<(i32, u64)>) -> Artefact {
+/// The server of a folder. It keeps nothing, so that it can be killed.
+const fn server(folder: PathBuf, user: Option<User>) -> PrivateServer {
+    PrivateServer {
+        folder,
+        user,
+        stop: Signal::KILL,
+    }
+}
+
+fn process_of(folder: &Path) -> Option<Process> {
+    Process::of_server(&folder.join(PID_FILE), folder)
+}
+
+fn server_artefact(name: &str, folder: &Path, process: Option<Process>) -> Artefact {
     artefact(
         "server",
         name,
@@ -204,7 +201,7 @@ fn artefact(kind: &str, name: &str, made: &Made) -> Artefact {
 /// How to reach the private server in this folder.
 fn private_target(folder: &Path) -> Result<Target, EngineError> {
     let path: String = folder
-        .join(SOCKET)
+        .join(PLACE.socket)
         .display()
         .to_string()
         .bytes()
@@ -259,142 +256,36 @@ fn require_memory(needed_bytes: u64) -> Result<(), EngineError> {
     }
 }
 
-/// The user and group without rights that the server runs as; nothing where this process is such a user itself, or the
-/// machine has none.
-fn run_as() -> Option<(u32, u32)> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let users = fs::read_to_string("/etc/passwd").ok()?;
-    ["redis", "nobody"].iter().find_map(|wanted| {
-        let line = users
-            .lines()
-            .find(|line| line.split(':').next() == Some(wanted))?;
-        let mut numbers = line.split(':').skip(2).map(|field| field.parse().ok());
-        Some((numbers.next()??, numbers.next()??))
-    })
-}
-
-/// Whether a user can pass through a folder and all that are above it.
-fn can_pass(folder: &Path, (user, group): (u32, u32)) -> bool {
-    folder.ancestors().all(|folder| {
-        fs::metadata(folder).is_ok_and(|metadata| {
-            let bit = if metadata.uid() == user {
-                0o100
-            } else if metadata.gid() == group {
-                0o010
-            } else {
-                0o001
-            };
-            metadata.permissions().mode() & bit != 0
-        })
-    })
-}
-
-/// The folder to make the server's folder in: the worker's own where the server's user can get there and a socket's path
-/// still fits, else one for temporary files.
-fn base_folder(kept: &Path, user: Option<(u32, u32)>) -> Result<PathBuf, EngineError> {
-    let kept = fs::canonicalize(kept).unwrap_or_else(|_| kept.to_owned());
-    // Twelve digits of the job, `-`, sixteen of the token, `/` and the socket.
-    let longest = SOCKET_PATH_BYTES - 1 - FOLDER_PREFIX.len() - 12 - 1 - 16 - 1 - SOCKET.len();
-    [kept, PathBuf::from("/var/tmp"), std::env::temp_dir()]
-        .into_iter()
-        .find(|folder| {
-            folder.as_os_str().len() <= longest
-                && folder.is_dir()
-                && user.is_none_or(|user| can_pass(folder, user))
-        })
-        .ok_or_else(|| EngineError::Missing {
-            code: "folder",
-            what: "no folder was found for the sandbox's server that its user can enter and whose path is short enough for a socket"
-                .to_owned(),
-            remedy: "set TMPDIR to such a folder".to_owned(),
-        })
-}
-
-/// Says what failed in a folder.
-fn failed(what: &str, folder: &Path) -> impl FnOnce(io::Error) -> EngineError + use<> {
-    let what = format!("{what} {}", folder.display());
-    move |error| EngineError::local(what, error)
-}
-
 /// Starts a server in a folder of its own; gives its process.
 async fn start(
     context: &EngineContext,
     program: &Path,
-    folder: &Path,
-    user: Option<(u32, u32)>,
-) -> Result<Option<(i32, u64)>, EngineError> {
-    fs::create_dir(folder).map_err(failed("making", folder))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .map_err(failed("closing", folder))?;
-    if let Some((user, group)) = user {
-        chown(folder, Some(user), Some(group)).map_err(failed("giving away", folder))?;
-    }
+    server: &PrivateServer,
+) -> Result<Option<Process>, EngineError> {
+    let folder = &server.folder;
+    make_folder(folder, server.user)?;
     context.fence.check().await?;
-    let mut watchdog = Command::new("/bin/sh");
-    watchdog
-        .current_dir(folder)
-        .args(["-c", WATCHDOG, "fettler-sandbox"])
-        .arg(program)
-        .args([
-            "--port",
-            "0",
-            "--protected-mode",
-            "yes",
-            "--daemonize",
-            "no",
-        ])
-        .args(["--save", "", "--appendonly", "no", "--maxmemory", "0"])
-        .args(["--databases", DATABASES, "--unixsocketperm", "700"])
-        .arg("--dir")
-        .arg(folder)
-        .arg("--unixsocket")
-        .arg(folder.join(SOCKET))
-        .arg("--pidfile")
-        .arg(folder.join(PID_FILE))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        // A Ctrl-C at the terminal is for this process alone.
-        .process_group(0);
-    if let Some((user, group)) = user {
-        watchdog.uid(user).gid(group);
-    }
-    let mut watchdog = watchdog
-        .spawn()
-        .map_err(failed("starting a server in", folder))?;
-    let pipe = watchdog.stdin.take();
-    RUNNING
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(folder.to_owned(), Running { pipe, watchdog });
-
+    let socket = folder.join(PLACE.socket);
+    let pid_file = folder.join(PID_FILE);
+    let paths = [
+        ("--dir", folder.as_os_str()),
+        ("--unixsocket", socket.as_os_str()),
+        ("--pidfile", pid_file.as_os_str()),
+    ];
+    let arguments = SERVER_ARGUMENTS.iter().map(OsStr::new);
+    let paths = paths
+        .iter()
+        .flat_map(|(name, path)| [OsStr::new(name), path]);
+    server.start(program, arguments.chain(paths))?;
     let params = Params::of(&private_target(folder)?)?;
-    let give_up = Instant::now() + START_WAIT;
-    loop {
-        context.check_stop()?;
-        match Session::of_attempt(&params, context).await {
-            Ok(mut session) => {
-                let info = session.info().await?;
-                require_version(&params, &info)?;
-                set_mark(&mut session, context).await?;
-                return Ok(process_of(folder));
-            }
-            Err(error) if Instant::now() > give_up => {
-                let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(5).collect();
-                return Err(EngineError::Database {
-                    what: format!(
-                        "the sandbox's server did not start: {error}; its log ends: {}",
-                        tail.join(" | ")
-                    ),
-                    transient: true,
-                });
-            }
-            Err(_) => sleep(LOOK_EVERY).await,
-        }
-    }
+    let mut session = wait_until_ready(context, server, START_WAIT, || {
+        Session::of_attempt(&params, context)
+    })
+    .await?;
+    let info = session.info().await?;
+    require_version(&params, &info)?;
+    set_mark(&mut session, context).await?;
+    Ok(process_of(folder))
 }
 
 fn require_version(params: &Params, info: &Info) -> Result<(), EngineError> {
@@ -410,25 +301,6 @@ fn require_version(params: &Params, info: &Info) -> Result<(), EngineError> {
         ),
         remedy: format!("use version {}.{} or newer", OLDEST.0, OLDEST.1),
     })
-}
-
-/// The server of a folder, if it runs: its id and when it started. A process that happens to have the id today works in
-/// another folder.
-fn process_of(folder: &Path) -> Option<(i32, u64)> {
-    let text = fs::read_to_string(folder.join(PID_FILE)).ok()?;
-    let id: i32 = text.trim().parse().ok()?;
-    let works_in = fs::read_link(format!("/proc/{id}/cwd")).ok()?;
-    let folder = fs::canonicalize(folder).ok()?;
-    (works_in == folder).then(|| started(id).map(|started| (id, started)))?
-}
-
-/// When a process started, in the kernel's ticks since the machine did.
-fn started(id: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in parentheses may hold anything; after it, this is the twentieth field.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    (state != "Z").then(|| fields.nth(18)?.parse().ok())?
 }
 
 /// Marks a server that was named and is empty.
@@ -491,7 +363,7 @@ pub(crate) async fn remove(
         remedy: "remove it by hand".to_owned(),
     })?;
     match made {
-        Made::Server { folder, process } => remove_server(&folder, process).await,
+        Made::Server { folder, process } => remove_server(folder, process).await,
         Made::Content { mark } => remove_content(&mark, server).await,
     }
 }
@@ -515,71 +387,9 @@ async fn remove_content(mark: &str, server: Option<&Target>) -> Result<(), Engin
     session.ask(&flush, "emptying the sandbox").await
 }
 
-async fn remove_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
-    let is_ours = folder
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with(FOLDER_PREFIX));
-    if !folder.is_absolute() || !is_ours {
-        return Err(EngineError::Unusable {
-            what: format!("{} is no folder of a sandbox", folder.display()),
-            remedy: "remove it by hand, if it is one".to_owned(),
-        });
-    }
+async fn remove_server(folder: PathBuf, process: Option<Process>) -> Result<(), EngineError> {
     let process = process
-        .filter(|(id, start)| started(*id) == Some(*start))
-        .or_else(|| process_of(folder));
-    end_server(folder, process).await?;
-    let removed = {
-        let folder = folder.to_owned();
-        tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await
-    };
-    match removed {
-        Ok(Err(error)) if folder.exists() => Err(failed("removing", folder)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Ends the server of a folder, if it runs, and what this process had started to watch it.
-async fn end_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
-    let running = RUNNING
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(folder);
-    let give_up = Instant::now() + STOP_WAIT;
-    if let Some((id, start)) = process {
-        let mut signal = Signal::TERM;
-        while started(id) == Some(start) {
-            kill(id, signal)?;
-            if Instant::now() > give_up {
-                signal = Signal::KILL;
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-    if let Some(mut running) = running {
-        drop(running.pipe.take());
-        // It ends the server, if that still runs, and then has nothing left to wait for.
-        while running
-            .watchdog
-            .try_wait()
-            .map_err(|error| EngineError::local("waiting for a sandbox's server", error))?
-            .is_none()
-        {
-            sleep(LOOK_EVERY).await;
-        }
-    }
-    Ok(())
-}
-
-fn kill(id: i32, signal: Signal) -> Result<(), EngineError> {
-    let Some(pid) = Pid::from_raw(id) else {
-        return Ok(());
-    };
-    match rustix::process::kill_process(pid, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(EngineError::local(
-            format!("stopping the sandbox's server, process {id}"),
-            error.into(),
-        )),
-    }
+        .filter(|process| process.runs())
+        .or_else(|| process_of(&folder));
+    server(folder, None).remove(PLACE, process).await
 }
