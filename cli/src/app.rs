@@ -219,7 +219,7 @@ impl App {
     /// Tells the fleet of the jobs that commits of this process have made claimable since it listens.
     async fn push_readied(
         &self,
-        mut readied: tokio::sync::broadcast::Receiver<Vec<Readied>>,
+        mut readied: tokio::sync::broadcast::Receiver<Arc<[Readied]>>,
     ) -> Result<(), Failure> {
         let Some(queue) = self.queue().await? else {
             return Ok(());
@@ -227,7 +227,7 @@ impl App {
         let ledger = self.ledger().await?;
         // What it missed is found by comparing the queue with the ledger.
         while let Ok(some) = readied.try_recv() {
-            let jobs = ledger.queued(some).await?;
+            let jobs = ledger.queued(some.iter().cloned()).await?;
             let items: Vec<WireItem> = jobs
                 .iter()
                 .map(|job| WireItem::of_queued(job, ledger.ageing()))

@@ -185,7 +185,7 @@ impl Ledger {
     /// The jobs that commits of this handle make claimable, batch by batch: submitted, due, handed back, woken
     /// where they were parked. A listener that fell behind (`Lagged`) reads [`Ledger::queued_page`].
     #[must_use]
-    pub fn readied(&self) -> broadcast::Receiver<Vec<Readied>> {
+    pub fn readied(&self) -> broadcast::Receiver<Arc<[Readied]>> {
         self.inner.store.ready.subscribe()
     }
 

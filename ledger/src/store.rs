@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     str::FromStr as _,
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, Once, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -57,7 +57,7 @@ pub(crate) struct Store {
     /// When the database was last found to be away (rule 5).
     outage: Mutex<Option<Instant>>,
     /// The jobs that each commit has made claimable: what a queue has to hear of.
-    pub(crate) ready: broadcast::Sender<Vec<Readied>>,
+    pub(crate) ready: broadcast::Sender<Arc<[Readied]>>,
     steps: Option<Steps>,
 }
 
@@ -270,7 +270,7 @@ pub(crate) struct Transaction {
     doing: &'static str,
     /// The jobs that become claimable with its commit.
     pub(crate) ready: Vec<JobId>,
-    tell: broadcast::Sender<Vec<Readied>>,
+    tell: broadcast::Sender<Arc<[Readied]>>,
     steps: Option<Steps>,
 }
 
@@ -299,7 +299,7 @@ impl Transaction {
         }
         if !self.ready.is_empty() {
             // Nobody listens where the ledger is its own queue.
-            let readied = self.ready.into_iter().map(Readied::Named).collect();
+            let readied: Arc<[Readied]> = self.ready.into_iter().map(Readied::Named).collect();
             let _nobody_listens = self.tell.send(readied);
         }
         Ok(())
@@ -447,7 +447,7 @@ impl Store {
     /// Tells whoever listens of jobs that became claimable.
     pub(crate) fn tell_ready(&self, jobs: Vec<Readied>) {
         // Nobody listens where the ledger is its own queue.
-        let _nobody_listens = self.ready.send(jobs);
+        let _nobody_listens = self.ready.send(jobs.into());
     }
 
     /// Reads at most one row.

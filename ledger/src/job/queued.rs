@@ -100,8 +100,12 @@ impl Ledger {
     /// # Errors
     ///
     /// When the ledger is away.
-    pub async fn queued(&self, readied: Vec<Readied>) -> Result<Vec<QueuedJob>> {
-        let (mut known, mut named) = (Vec::with_capacity(readied.len()), Vec::new());
+    pub async fn queued(
+        &self,
+        readied: impl IntoIterator<Item = Readied>,
+    ) -> Result<Vec<QueuedJob>> {
+        let readied = readied.into_iter();
+        let (mut known, mut named) = (Vec::with_capacity(readied.size_hint().0), Vec::new());
         for job in readied {
             match job {
                 Readied::Known(job) => known.push(*job),

@@ -642,7 +642,7 @@ pub async fn a_job_that_waits_is_given_another_priority(place: &Place) {
         .unwrap();
     assert_eq!(changed.priority, Priority::Highest);
     let heard = readied.try_recv().unwrap();
-    assert_eq!(heard, [Readied::Named(ids[2])], "a queue hears of it");
+    assert_eq!(*heard, [Readied::Named(ids[2])], "a queue hears of it");
     let low = ledger.set_priority(ids[0], Priority::Lowest).await.unwrap();
     assert_eq!(low.priority, Priority::Lowest);
     let order: Vec<JobId> = ledger

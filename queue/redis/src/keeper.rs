@@ -406,7 +406,7 @@ async fn wipe(connection: &mut MultiplexedConnection, base: &str) -> Result<(), 
 pub(crate) struct Forward {
     link: Arc<Link>,
     ledger: Ledger,
-    readied: tokio::sync::Mutex<broadcast::Receiver<Vec<Readied>>>,
+    readied: tokio::sync::Mutex<broadcast::Receiver<Arc<[Readied]>>>,
 }
 
 impl Forward {
@@ -441,7 +441,7 @@ impl Forward {
             let mut jobs = Vec::new();
             while jobs.len() < MAX_PENDING {
                 match readied.try_recv() {
-                    Ok(some) => jobs.extend(some),
+                    Ok(some) => jobs.extend_from_slice(&some),
                     Err(TryRecvError::Lagged(_)) => self.link.missed(),
                     Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
@@ -453,7 +453,7 @@ impl Forward {
         }
     }
 
-    async fn push(&self, readied: Vec<Readied>) {
+    async fn push(&self, mut readied: Vec<Readied>) {
         let Some((mut connection, incarnation)) = self.link.up().await else {
             return self.link.missed();
         };
@@ -462,9 +462,10 @@ impl Forward {
             incarnation: &incarnation,
             ageing: self.ledger.ageing(),
         };
-        for some in readied.chunks(PAGE) {
+        while !readied.is_empty() {
+            let page = readied.drain(..PAGE.min(readied.len()));
             let pushed = async {
-                let jobs = self.ledger.queued(some.to_vec()).await?;
+                let jobs = self.ledger.queued(page).await?;
                 push(&caller, &mut connection, &jobs).await
             };
             match pushed.await {
