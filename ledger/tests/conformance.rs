@@ -41,6 +41,7 @@ conformance!(
     p12_a_job_that_is_kept_back_says_by_what,
     p12_a_job_says_who_comes_before_it,
     rule_3_a_limit_is_never_exceeded_and_leaves_no_slot_idle,
+    rule_3_a_job_that_is_delivered_twice_takes_one_slot,
     rule_3_deliveries_to_many_workers_keep_all_limits,
     rule_3_a_limit_on_a_flood_costs_few_claims_and_leaves_others_alone,
     rule_3_a_limit_counts_what_runs_when_it_comes_and_lets_go_when_it_goes,

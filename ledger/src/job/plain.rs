@@ -85,8 +85,10 @@ pub(super) async fn claim(shared: &Shared, request: &ClaimRequest, ids: &[JobId]
         .copied()
         .take(request.short.min(MAX_CLAIM))
         .collect();
-    // Two claims that meet the same jobs wait for each other in one order (rule 8).
+    // Two claims that meet the same jobs wait for each other in one order (rule 8). A job that was delivered twice takes one
+    // slot.
     ids.sort_unstable();
+    ids.dedup();
     let rows: Vec<Value> = ids
         .iter()
         .map(|id| json!({"vid": id, "vrandom": rand::random::<u32>()}))

@@ -282,6 +282,27 @@ pub async fn rule_3_a_limit_counts_what_runs_when_it_comes_and_lets_go_when_it_g
     assert!(ledger.set_limit(&Scope::All, 1).await.is_err());
 }
 
+pub async fn rule_3_a_job_that_is_delivered_twice_takes_one_slot(place: &Place) {
+    let ledger = place.open().await;
+    ledger.set_limit(&scope("tenant/acme"), 5).await.unwrap();
+    // The first claim finds out that there are limits.
+    for _ in 0..2 {
+        let job = submit_many(&ledger, 1, "acme").await[0];
+        let claimed = ledger
+            .claim_by_ids(&room("worker", LONG), &[job, job])
+            .await
+            .unwrap()
+            .jobs;
+        assert_eq!(claimed.len(), 1);
+        assert_eq!(limit(&ledger, "tenant/acme").await.running, 1);
+        ledger
+            .complete(fencing(&claimed[0]), succeeded())
+            .await
+            .unwrap();
+        assert_eq!(limit(&ledger, "tenant/acme").await.running, 0);
+    }
+}
+
 pub async fn rule_3_a_count_that_is_wrong_is_mended(place: &Place) {
     let ledger = place.open().await;
     ledger.set_limit(&scope("tenant/acme"), 2).await.unwrap();
