@@ -11,10 +11,9 @@ use fettler_model::{JobId, Secret, Timestamp};
 use tokio::sync::broadcast;
 
 use crate::{
-    Ended, Readied, Result, Steps, Submitted, TickResult,
+    Ended, Readied, Result, Steps, Submitted,
     batch::Batcher,
     job::{Completion, LinesSeen, Submission},
-    policies::DueTick,
     store::Store,
     wake::{Wake, Wakeups},
 };
@@ -73,7 +72,6 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) submits: Batcher<Submission, Submitted>,
     pub(crate) completions: Batcher<Completion, Ended>,
-    pub(crate) ticks: Batcher<DueTick, TickResult>,
     announced: Mutex<HashMap<String, Instant>>,
     last_sweep: Mutex<Option<Instant>>,
     pub(crate) lines_seen: LinesSeen,
@@ -141,20 +139,12 @@ impl Ledger {
                 Box::pin(async move { crate::job::complete_all(&shared, batch).await })
             }))
         };
-        let ticks = {
-            let shared = shared.clone();
-            Batcher::start(Arc::new(move |batch| {
-                let shared = shared.clone();
-                Box::pin(async move { crate::policies::tick_all(&shared, batch).await })
-            }))
-        };
         Ok(Self {
             inner: Arc::new(Inner {
                 store,
                 shared,
                 submits,
                 completions,
-                ticks,
                 announced: Mutex::new(HashMap::new()),
                 last_sweep: Mutex::new(None),
                 lines_seen: LinesSeen::default(),

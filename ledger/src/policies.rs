@@ -3,17 +3,20 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
 use fettler_fault_points::{Point, reached};
 use fettler_model::{DatabaseId, JobId, PolicyId, TenantId, TickOutcome, Timestamp};
+use futures::future::join_all;
 use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 
 use crate::{
     Leadership, Ledger, LedgerError, PolicyChange, PolicyRecord, Result, Tick, TickAction,
     TickRecord, TickResult,
+    batch::{Work, halving},
     dialect::Column,
     job::{Submission, submit_in},
     ledger::Shared,
@@ -24,6 +27,8 @@ use crate::{
 
 const READING: &str = "reading policies";
 const TICKING: &str = "deciding a due time";
+/// How many due times share a commit: the database works at several of these at the same time.
+const TICKS_PER_COMMIT: usize = 250;
 pub(crate) const POLICY: &str = "id, tenant, name, database_id, spec, next_due, last_job, created";
 
 impl Ledger {
@@ -280,26 +285,52 @@ impl Ledger {
         self.edit_policy(policy, change).await.map(drop)
     }
 
-    /// Decides one due time, in one transaction with its job and the policy's next due time (rule 18); due times that
-    /// are decided at the same moment share one. With `leader`, only while that leadership lasts.
+    /// Decides one due time: [`Ledger::tick_all`] of one.
     ///
     /// # Errors
     ///
     /// When the policy is not there, when the job cannot be submitted, or (as a conflict) when the
     /// leadership was lost.
     pub async fn tick(&self, tick: &Tick, leader: Option<&Leadership>) -> Result<TickResult> {
-        let submission = match &tick.action {
-            TickAction::Submit(request) => Some(Submission::check((**request).clone(), None)?),
-            TickAction::Record(_) => None,
-        };
-        self.inner
-            .ticks
-            .call(DueTick {
-                tick: tick.clone(),
-                submission,
-                leader: leader.cloned(),
+        let mut results = self.tick_all(vec![tick.clone()], leader).await;
+        results.pop().expect("an answer for each due time")
+    }
+
+    /// Decides due times, each in one transaction with its job and the policy's next due time (rule 18); some share one
+    /// transaction, and one that cannot be decided fails alone (rule 8). With `leader`, only while that leadership lasts. Of
+    /// several due times of one policy at least the first is decided; the others may be told to come again (as busy).
+    ///
+    /// An answer for each, in their order: an error when the policy is not there, when the job cannot be submitted, or (as a
+    /// conflict) when the leadership was lost.
+    pub async fn tick_all(
+        &self,
+        ticks: Vec<Tick>,
+        leader: Option<&Leadership>,
+    ) -> Vec<Result<TickResult>> {
+        let (mut results, mut batch) = (Vec::with_capacity(ticks.len()), Vec::new());
+        for tick in ticks {
+            match DueTick::check(tick) {
+                Ok(due) => {
+                    batch.push(due);
+                    results.push(None);
+                }
+                Err(error) => results.push(Some(Err(error))),
+            }
+        }
+        let (shared, leader) = (self.inner.shared.clone(), leader.cloned());
+        let work: Work<DueTick, TickResult> = Arc::new(move |batch| {
+            let (shared, leader) = (shared.clone(), leader.clone());
+            Box::pin(async move { tick_batch(&shared, leader.as_ref(), batch).await })
+        });
+        let parts = batch.chunks(TICKS_PER_COMMIT).map(<[DueTick]>::to_vec);
+        let decided = join_all(parts.map(|part| halving(&work, part))).await;
+        let mut decided = decided.into_iter().flatten();
+        results
+            .into_iter()
+            .map(|result| {
+                result.unwrap_or_else(|| decided.next().expect("an answer for each due time"))
             })
-            .await
+            .collect()
     }
 
     /// The newest due times of a policy, newest first.
@@ -422,59 +453,79 @@ impl Ledger {
     }
 }
 
-/// Refuses a former leader.
 /// A due time on its way into the ledger.
 #[derive(Clone, Debug)]
-pub(crate) struct DueTick {
-    tick: Tick,
-    /// The job that it makes.
-    submission: Option<Submission>,
-    leader: Option<Leadership>,
+struct DueTick {
+    policy: PolicyId,
+    due: Timestamp,
+    next_due: Option<Timestamp>,
+    action: DueAction,
+}
+
+#[derive(Clone, Debug)]
+enum DueAction {
+    Submit(Box<Submission>),
+    Record(TickOutcome),
+}
+
+impl DueTick {
+    fn check(tick: Tick) -> Result<Self> {
+        let action = match tick.action {
+            TickAction::Submit(request) => {
+                DueAction::Submit(Box::new(Submission::check(*request, None)?))
+            }
+            TickAction::Record(outcome) => DueAction::Record(outcome),
+        };
+        Ok(Self {
+            policy: tick.policy,
+            due: tick.due,
+            next_due: tick.next_due,
+            action,
+        })
+    }
 }
 
 /// Decides a batch of due times in one transaction.
-pub(crate) async fn tick_all(
+async fn tick_batch(
     shared: &Shared,
+    leader: Option<&Leadership>,
     batch: Vec<DueTick>,
 ) -> Result<Vec<Result<TickResult>>> {
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut transaction = shared.store.begin(TICKING).await?;
     let now = transaction.now().await?;
-    let mut leaders: Vec<(&Leadership, Result<()>)> = Vec::new();
-    for leader in batch.iter().filter_map(|due| due.leader.as_ref()) {
-        if leaders.iter().all(|(known, _)| *known != leader) {
-            let leads = match check_leader(&mut transaction, leader, now).await {
-                Err(error) if !matches!(error, LedgerError::Conflict { .. }) => return Err(error),
-                leads => leads,
-            };
-            leaders.push((leader, leads));
-        }
+    if let Some(leader) = leader
+        && let Err(error) = check_leader(&mut transaction, leader, now).await
+    {
+        return match error {
+            LedgerError::Conflict { .. } => Ok(batch.iter().map(|_| Err(error.clone())).collect()),
+            error => Err(error),
+        };
     }
     let known = lock_policies(&mut transaction, &batch).await?;
     let mut outcomes = decided_before(&mut transaction, &batch).await?;
     let mut results: Vec<Option<Result<TickResult>>> = batch.iter().map(|_| None).collect();
     let (mut open, mut policies) = (Vec::new(), HashSet::new());
     for (nth, due) in batch.iter().enumerate() {
-        let tick = &due.tick;
-        let leads = leaders
-            .iter()
-            .find(|(leader, _)| Some(*leader) == due.leader.as_ref())
-            .map_or(&Ok(()), |(_, leads)| leads);
-        results[nth] = if let Err(error) = leads {
-            Some(Err(error.clone()))
-        } else if !known.contains(&tick.policy) {
-            Some(Err(no_policy(&tick.policy.to_string())))
-        } else if let Some(outcome) = outcomes.get(&(tick.policy, tick.due)) {
+        results[nth] = if !known.contains(&due.policy) {
+            Some(Err(no_policy(&due.policy.to_string())))
+        } else if let Some(outcome) = outcomes.get(&(due.policy, due.due)) {
             Some(Ok(TickResult::AlreadyTicked(outcome.clone())))
         } else {
-            if policies.insert(tick.policy) {
+            if policies.insert(due.policy) {
                 open.push(nth);
             }
             None
         };
     }
-    let submissions: Vec<Submission> = open
+    let submissions: Vec<&Submission> = open
         .iter()
-        .filter_map(|nth| batch[*nth].submission.clone())
+        .filter_map(|nth| match &batch[*nth].action {
+            DueAction::Submit(submission) => Some(submission.as_ref()),
+            DueAction::Record(_) => None,
+        })
         .collect();
     let mut submitted = submit_in(&mut transaction, shared, now, &submissions)
         .await?
@@ -482,16 +533,16 @@ pub(crate) async fn tick_all(
     let mut has_jobs = false;
     for nth in open {
         let due = &batch[nth];
-        let outcome = match &due.tick.action {
-            TickAction::Record(outcome) => Ok(outcome.clone()),
-            TickAction::Submit(_) => submitted
+        let outcome = match &due.action {
+            DueAction::Record(outcome) => Ok(outcome.clone()),
+            DueAction::Submit(_) => submitted
                 .next()
                 .expect("an answer for each submission")
                 .map(|submitted| TickOutcome::Job { job: submitted.job }),
         };
-        has_jobs |= due.submission.is_some() && outcome.is_ok();
+        has_jobs |= matches!((&due.action, &outcome), (DueAction::Submit(_), Ok(_)));
         if let Ok(outcome) = &outcome {
-            outcomes.insert((due.tick.policy, due.tick.due), outcome.clone());
+            outcomes.insert((due.policy, due.due), outcome.clone());
         }
         results[nth] = Some(outcome.map(TickResult::Decided));
     }
@@ -505,8 +556,8 @@ pub(crate) async fn tick_all(
     Ok(batch
         .iter()
         .zip(results)
-        .map(|(DueTick { tick, .. }, result)| {
-            result.unwrap_or_else(|| match outcomes.get(&(tick.policy, tick.due)) {
+        .map(|(due, result)| {
+            result.unwrap_or_else(|| match outcomes.get(&(due.policy, due.due)) {
                 Some(outcome) => Ok(TickResult::AlreadyTicked(outcome.clone())),
                 None => Err(LedgerError::Busy {
                     doing: TICKING,
@@ -524,7 +575,7 @@ async fn lock_policies(
     batch: &[DueTick],
 ) -> Result<HashSet<PolicyId>> {
     let dialect = transaction.dialect;
-    let ids: BTreeSet<PolicyId> = batch.iter().map(|due| due.tick.policy).collect();
+    let ids: BTreeSet<PolicyId> = batch.iter().map(|due| due.policy).collect();
     let sql = format!(
         "SELECT id FROM policy WHERE id {} ORDER BY id {}",
         dialect.among(1),
@@ -543,7 +594,7 @@ async fn decided_before(
 ) -> Result<HashMap<(PolicyId, Timestamp), TickOutcome>> {
     let keys: Vec<Value> = batch
         .iter()
-        .map(|due| json!({"vpolicy": due.tick.policy, "vdue": due.tick.due.micros()}))
+        .map(|due| json!({"vpolicy": due.policy, "vdue": due.due.micros()}))
         .collect();
     let sql = format!(
         "SELECT policy, due, outcome FROM {} v JOIN tick ON policy = vpolicy AND due = vdue",
@@ -575,9 +626,9 @@ async fn write_ticks(
     for (due, result) in batch.iter().zip(results) {
         let Some(Ok(result)) = result else { continue };
         let mut row = json!({
-            "vpolicy": due.tick.policy,
-            "vdue": due.tick.due.micros(),
-            "vnext": due.tick.next_due.map(Timestamp::micros),
+            "vpolicy": due.policy,
+            "vdue": due.due.micros(),
+            "vnext": due.next_due.map(Timestamp::micros),
         });
         match result {
             TickResult::Decided(outcome) => {
@@ -630,6 +681,7 @@ async fn write_ticks(
     Ok(())
 }
 
+/// Refuses a former leader.
 async fn check_leader(
     transaction: &mut Transaction,
     leader: &Leadership,

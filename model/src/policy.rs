@@ -32,7 +32,7 @@ pub enum Overlap {
 }
 
 /// The hours in which a policy's jobs may start, in the policy's time zone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Hash)]
 pub struct Window {
     /// `HH:MM`, when it opens.
     pub from: String,

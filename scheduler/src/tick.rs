@@ -3,6 +3,7 @@
 //! the nearest due time or until it is told of a change.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,9 +12,8 @@ use fettler_ledger::{
     CancelOutcome, Leadership, Ledger, LedgerError, PolicyRecord, Result, Tick, TickAction,
     TickResult,
 };
-use fettler_model::{JobId, TickOutcome, Timestamp};
+use fettler_model::{JobId, TickOutcome, Timestamp, Window};
 use fettler_telemetry::metric;
-use futures::{StreamExt as _, stream::FuturesUnordered};
 
 use crate::{
     Shared,
@@ -22,11 +22,14 @@ use crate::{
     tell_once,
 };
 
-/// How many policies one page has. They are decided at the same time, and so share a few commits.
-const POLICIES_PER_PAGE: usize = 500;
+/// How many policies one page has. They are decided at the same time, and share a commit.
+const POLICIES_PER_PAGE: usize = 1000;
 /// How many policies are looked at together where all of them are: some milliseconds' worth, in which nothing else of the
 /// scheduler has its turn.
 const POLICIES_PER_LOOK: usize = 100;
+/// How long a look at all policies pauses after each of these, in times of what that took: due times are not to be late
+/// because of it, and nobody waits for it.
+const LOOK_PAUSE: u32 = 4;
 /// How many due times of one policy are decided before others get their turn, as after an outage.
 const DUE_TIMES_PER_TURN: usize = 64;
 /// The nearest due time is asked for this often, since another process may have changed it.
@@ -74,24 +77,10 @@ async fn tick_due(shared: &Shared, leadership: &Leadership) -> Result<Duration> 
             break;
         };
         let now = ledger.now().await?;
-        let last_jobs: Vec<JobId> = page.iter().filter_map(|policy| policy.last_job).collect();
-        let states = ledger.states(&last_jobs).await?;
-        let mut ticks: FuturesUnordered<_> = page
-            .iter()
-            .map(|policy| {
-                // Of what was pruned from history nothing is known.
-                let last = policy.last_job.and_then(|id| {
-                    let state = *states.get(&id)?;
-                    Some(LastJob { id, state })
-                });
-                tick_policy(shared, leadership, policy, last, now)
-            })
-            .collect();
-        while let Some(ticked) = ticks.next().await {
-            match ticked {
-                // It was removed while it was being looked at.
-                Err(LedgerError::NotFound { .. }) => {}
-                other => other?,
+        let mut turns = begin_turns(shared, &page).await?;
+        for _ in 0..DUE_TIMES_PER_TURN {
+            if !tick_once(shared, leadership, &mut turns, now).await? {
+                break;
             }
         }
         let late = ledger.now().await?.since(longest_overdue);
@@ -103,56 +92,154 @@ async fn tick_due(shared: &Shared, leadership: &Leadership) -> Result<Duration> 
     Ok(due.since(ledger.now().await?).min(LOOK_EVERY))
 }
 
-async fn tick_policy(
+/// A policy of which due times are decided.
+struct Turn<'p> {
+    policy: &'p PolicyRecord,
+    plan: Arc<PolicyPlan>,
+    /// The next due time to decide.
+    next: Option<Timestamp>,
+    last: Option<LastJob>,
+}
+
+/// What a policy says of its times; many say the same.
+#[derive(PartialEq, Eq, Hash)]
+struct Times<'p> {
+    cron: &'p str,
+    time_zone: &'p str,
+    window: Option<&'p Window>,
+}
+
+/// Reads the policies of a page. One that cannot be read is put off.
+async fn begin_turns<'p>(shared: &Shared, page: &'p [PolicyRecord]) -> Result<Vec<Turn<'p>>> {
+    let states = states_of(shared, page.iter().filter_map(|policy| policy.last_job)).await?;
+    let mut plans: HashMap<Times<'p>, Arc<PolicyPlan>> = HashMap::new();
+    let mut turns = Vec::with_capacity(page.len());
+    for policy in page {
+        let spec = &policy.spec;
+        let times = Times {
+            cron: &spec.cron,
+            time_zone: &spec.time_zone,
+            window: spec.window.as_ref(),
+        };
+        let plan = match plans.get(&times) {
+            Some(plan) => plan.clone(),
+            None => match PolicyPlan::read(spec) {
+                Ok(plan) => plans.entry(times).or_insert(Arc::new(plan)).clone(),
+                Err(error) => {
+                    put_off(shared, policy, &error.into()).await?;
+                    continue;
+                }
+            },
+        };
+        turns.push(Turn {
+            policy,
+            plan,
+            next: policy.next_due,
+            // Of what was pruned from history nothing is known.
+            last: policy.last_job.and_then(|job| states.get(&job).copied()),
+        });
+    }
+    Ok(turns)
+}
+
+/// Decides one due time of each policy that has one by `now`, all at once. Whether there were any.
+async fn tick_once(
     shared: &Shared,
     leadership: &Leadership,
-    policy: &PolicyRecord,
-    mut last: Option<LastJob>,
+    turns: &mut [Turn<'_>],
     now: Timestamp,
-) -> Result<()> {
-    let plan = match PolicyPlan::read(&policy.spec) {
-        Ok(plan) => plan,
-        Err(error) => return put_off(shared, policy, &error.into()).await,
-    };
-    let mut next = policy.next_due;
-    for _ in 0..DUE_TIMES_PER_TURN {
-        let Some(due) = next.filter(|due| *due <= now) else {
-            return Ok(());
+) -> Result<bool> {
+    let (mut deciding, mut ticks) = (Vec::new(), Vec::new());
+    for turn in turns.iter_mut() {
+        let Some(due) = turn.next.filter(|due| *due <= now) else {
+            continue;
         };
-        next = plan.next_after(due);
-        let action = match plan.decide(policy.id, &policy.spec, due, now, last) {
-            Decision::Skip(outcome) => TickAction::Record(outcome),
-            Decision::Run { not_before, cancel } => {
-                let request = match policy_request(&shared.registry, policy, not_before) {
-                    Ok(request) => request,
-                    Err(error) => return put_off(shared, policy, &error).await,
-                };
-                if let Some(job) = cancel {
-                    cancel_last(&shared.ledger, job).await?;
-                }
-                TickAction::Submit(Box::new(request))
+        turn.next = turn.plan.next_after(due);
+        match action(shared, turn, due, now).await? {
+            Some(action) => {
+                ticks.push(Tick {
+                    policy: turn.policy.id,
+                    due,
+                    action,
+                    next_due: turn.next,
+                });
+                deciding.push((turn, due));
             }
-        };
-        let tick = Tick {
-            policy: policy.id,
-            due,
-            action,
-            next_due: next,
-        };
-        let outcome = match shared.ledger.tick(&tick, Some(leadership)).await? {
-            TickResult::Decided(outcome) => {
-                say(policy, due, &outcome);
-                outcome
-            }
-            TickResult::AlreadyTicked(outcome) => outcome,
-        };
-        if let TickOutcome::Job { job } = outcome
-            && next.is_some_and(|due| due <= now)
-        {
-            last = last_job_of(&shared.ledger, job).await?;
+            None => turn.next = None,
         }
     }
-    Ok(())
+    if ticks.is_empty() {
+        return Ok(false);
+    }
+    let results = shared.ledger.tick_all(ticks, Some(leadership)).await;
+    let mut failure = Ok(());
+    let mut more = Vec::new();
+    for ((turn, due), result) in deciding.into_iter().zip(results) {
+        let outcome = match result {
+            Ok(TickResult::Decided(outcome)) => {
+                say(turn.policy, due, &outcome);
+                outcome
+            }
+            Ok(TickResult::AlreadyTicked(outcome)) => outcome,
+            Err(error) => {
+                turn.next = None;
+                // It was removed while it was being looked at.
+                if !matches!(error, LedgerError::NotFound { .. }) {
+                    failure = Err(error);
+                }
+                continue;
+            }
+        };
+        if let TickOutcome::Job { job } = outcome
+            && turn.next.is_some_and(|due| due <= now)
+        {
+            more.push((turn, job));
+        }
+    }
+    failure?;
+    let states = states_of(shared, more.iter().map(|(_, job)| *job)).await?;
+    for (turn, job) in more {
+        turn.last = states.get(&job).copied();
+    }
+    Ok(true)
+}
+
+/// What is done about a due time; nothing where the policy cannot be used, which is then put off.
+async fn action(
+    shared: &Shared,
+    turn: &Turn<'_>,
+    due: Timestamp,
+    now: Timestamp,
+) -> Result<Option<TickAction>> {
+    let policy = turn.policy;
+    let decision = turn
+        .plan
+        .decide(policy.id, &policy.spec, due, now, turn.last);
+    let (not_before, cancel) = match decision {
+        Decision::Skip(outcome) => return Ok(Some(TickAction::Record(outcome))),
+        Decision::Run { not_before, cancel } => (not_before, cancel),
+    };
+    let request = match policy_request(&shared.registry, policy, not_before) {
+        Ok(request) => request,
+        Err(error) => {
+            put_off(shared, policy, &error).await?;
+            return Ok(None);
+        }
+    };
+    if let Some(job) = cancel {
+        cancel_last(&shared.ledger, job).await?;
+    }
+    Ok(Some(TickAction::Submit(Box::new(request))))
+}
+
+async fn states_of(
+    shared: &Shared,
+    jobs: impl Iterator<Item = JobId>,
+) -> Result<HashMap<JobId, LastJob>> {
+    let jobs: Vec<JobId> = jobs.collect();
+    let states = shared.ledger.states(&jobs).await?;
+    let last = |(id, state)| (id, LastJob { id, state });
+    Ok(states.into_iter().map(last).collect())
 }
 
 /// A policy that cannot be read must not hold up the others, nor be forgotten.
@@ -165,11 +252,6 @@ async fn put_off(shared: &Shared, policy: &PolicyRecord, error: &UnusablePolicy)
     );
     let later = shared.ledger.now().await?.plus(UNUSABLE_WAIT);
     shared.ledger.set_next_due(policy.id, Some(later)).await
-}
-
-async fn last_job_of(ledger: &Ledger, id: JobId) -> Result<Option<LastJob>> {
-    let states = ledger.states(&[id]).await?;
-    Ok(states.get(&id).map(|&state| LastJob { id, state }))
 }
 
 async fn cancel_last(ledger: &Ledger, job: JobId) -> Result<()> {
@@ -243,6 +325,7 @@ pub(crate) async fn correct(shared: &Shared) -> Result<()> {
     let now = shared.ledger.now().await?;
     let mut last = None;
     loop {
+        let began = Instant::now();
         let page = shared
             .ledger
             .policies_page(None, last.as_ref(), POLICIES_PER_LOOK)
@@ -254,8 +337,10 @@ pub(crate) async fn correct(shared: &Shared) -> Result<()> {
         for policy in &page {
             correct_policy(shared, policy, now).await?;
         }
-        // What is in memory already gives nobody a turn by itself.
-        tokio::task::yield_now().await;
+        if page.len() < POLICIES_PER_LOOK {
+            return Ok(());
+        }
+        tokio::time::sleep(began.elapsed() * LOOK_PAUSE).await;
     }
 }
 

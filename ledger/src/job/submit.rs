@@ -254,6 +254,7 @@ pub(crate) async fn submit_all(
     } else {
         let mut transaction = shared.store.begin(DOING).await?;
         let now = transaction.now().await?;
+        let batch: Vec<&Submission> = batch.iter().collect();
         let results = submit_in(&mut transaction, shared, now, &batch).await?;
         transaction.commit().await?;
         results
@@ -268,7 +269,7 @@ pub(crate) async fn submit_in(
     transaction: &mut Transaction,
     shared: &Shared,
     now: Timestamp,
-    batch: &[Submission],
+    batch: &[&Submission],
 ) -> Result<Vec<Result<Submitted>>> {
     let owners = owners(transaction, batch).await?;
     let ceilings = ceilings(transaction, batch).await?;
@@ -304,7 +305,7 @@ pub(crate) async fn submit_in(
 /// The tenants of the batch that have a ceiling of priority (rule 16).
 async fn ceilings(
     transaction: &mut Transaction,
-    batch: &[Submission],
+    batch: &[&Submission],
 ) -> Result<HashMap<TenantId, Priority>> {
     let named: HashSet<&TenantId> = batch.iter().map(|one| &one.request.tenant).collect();
     let sql = format!(
@@ -331,7 +332,7 @@ struct Owner {
 /// Whose the databases are that the batch names (P6), and under which terms jobs about them run.
 async fn owners(
     transaction: &mut Transaction,
-    batch: &[Submission],
+    batch: &[&Submission],
 ) -> Result<HashMap<DatabaseId, Owner>> {
     let named: HashSet<DatabaseId> = batch
         .iter()

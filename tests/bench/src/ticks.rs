@@ -11,7 +11,17 @@ use fettler_scheduler::{Scheduler, SchedulerOptions};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Result, kinds, stand::Stand};
+use crate::{
+    Result,
+    figures::{head, row},
+    kinds,
+    stand::{Fleet, Stand},
+};
+
+/// The scheduler leads and sleeps by then, and has looked for changes by others since.
+const AHEAD: Duration = Duration::from_secs(7);
+/// Between two looks at what was decided.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 #[derive(Args)]
 pub struct Options {
@@ -20,11 +30,15 @@ pub struct Options {
     /// How many are due at one moment.
     #[arg(long, default_value_t = 1000)]
     due: i64,
+    /// How often that is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: i64,
+    /// Tells which statements the ledger's database ran.
+    #[arg(long)]
+    statements: bool,
 }
 
 pub async fn run(options: &Options) -> Result<()> {
-    /// The scheduler leads and sleeps by then.
-    const AHEAD: Duration = Duration::from_secs(5);
     let stand = Stand::start()?;
     let fleet = stand.fleet().await?;
     let tenant = TenantId::default_tenant();
@@ -64,14 +78,6 @@ pub async fn run(options: &Options) -> Result<()> {
         )
         .await?;
     fleet.sql.batch_execute("VACUUM ANALYZE policy").await?;
-    let due = Timestamp::now().plus(AHEAD);
-    fleet
-        .sql
-        .execute(
-            "UPDATE policy SET next_due = $1 WHERE id IN (SELECT id FROM policy LIMIT $2)",
-            &[&due.micros(), &options.due],
-        )
-        .await?;
     let stop = CancellationToken::new();
     let scheduler = Scheduler::new(
         "bench",
@@ -80,26 +86,79 @@ pub async fn run(options: &Options) -> Result<()> {
         SchedulerOptions::default(),
     );
     let running = tokio::spawn(scheduler.run(stop.clone()));
-    let decided = loop {
-        let row = fleet
-            .sql
-            .query_one("SELECT count(*), min(decided), max(decided) FROM tick", &[])
-            .await?;
-        let count: i64 = row.get(0);
-        if count >= options.due {
-            let (begun, ended): (i64, i64) = (row.get(1), row.get(2));
-            break (begun, ended);
+    head(&[
+        "round",
+        "first decision begun, ms after",
+        "all to be seen, ms after",
+    ]);
+    let mut took = Vec::new();
+    for round in 0..=options.rounds {
+        let (begun, seen) = one_round(&fleet, options.due).await?;
+        // In the first one, connections prepare their statements.
+        if round > 0 {
+            row(&[
+                round.to_string(),
+                format!("{begun:.1}"),
+                format!("{seen:.1}"),
+            ]);
+            took.push(seen);
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+        if round == 0 && options.statements {
+            fleet.count_statements().await?;
+        }
+    }
     stop.cancel();
     running.await?;
+    if options.statements {
+        fleet.tell_statements().await?;
+    }
+    took.sort_by(f64::total_cmp);
     println!(
-        "{} policies, {} due at once: the first decided {:.1} ms after its time, the last {:.1} ms",
+        "{} policies, {} of them due at once: all decided after {:.1} ms (median)",
         options.policies,
         options.due,
-        (decided.0 - due.micros()) as f64 / 1000.0,
-        (decided.1 - due.micros()) as f64 / 1000.0,
+        took[took.len() / 2],
     );
     Ok(())
+}
+
+/// Makes so many policies due at one moment that the scheduler has slept through, and tells how many milliseconds later the
+/// first decision began and all were there.
+async fn one_round(fleet: &Fleet<'_>, policies: i64) -> Result<(f64, f64)> {
+    let due = Timestamp::now().plus(AHEAD);
+    fleet
+        .sql
+        .execute(
+            "UPDATE policy SET next_due = $1
+             WHERE id IN (SELECT id FROM policy WHERE last_job IS NULL LIMIT $2)",
+            &[&due.micros(), &policies],
+        )
+        .await?;
+    tokio::time::sleep(AHEAD).await;
+    loop {
+        // What counts is when others can see it: a due time's row says when its transaction began.
+        let is_left: bool = fleet
+            .sql
+            .query_one(
+                "SELECT EXISTS (SELECT 1 FROM policy WHERE next_due <= $1)",
+                &[&due.micros()],
+            )
+            .await?
+            .get(0);
+        let seen = Timestamp::now();
+        if is_left {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
+        let begun: i64 = fleet
+            .sql
+            .query_one(
+                "SELECT min(decided) FROM tick WHERE due = $1",
+                &[&due.micros()],
+            )
+            .await?
+            .get(0);
+        let after = |moment: i64| (moment - due.micros()) as f64 / 1000.0;
+        return Ok((after(begun), after(seen.micros())));
+    }
 }
