@@ -59,7 +59,7 @@ impl FromStr for Engine {
         match text {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
-            "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Ok(Self::Redis),
+            "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "rdb" => Ok(Self::Redis),
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -80,6 +80,9 @@ pub enum InvalidUrl {
     Malformed(String),
 }
 
+/// The schemes of places that are files.
+const FILE_SCHEMES: [(&str, Engine); 2] = [("sqlite", Engine::Sqlite), ("rdb", Engine::Redis)];
+
 /// A database's place, without the password: safe to store, print and log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -89,7 +92,8 @@ pub struct DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Reads a URL or the path of a SQLite file, and takes the password out of it.
+    /// Reads a URL or the path of a file (`sqlite:`, or none, and `rdb:` for what a Redis server starts from), and takes the
+    /// password out of it.
     ///
     /// # Errors
     ///
@@ -105,18 +109,21 @@ impl DatabaseUrl {
             if text.is_empty() {
                 return Err(InvalidUrl::Malformed("it is empty".to_owned()));
             }
-            return Ok((Self::sqlite(text), None));
+            return Ok((Self::file("sqlite", Engine::Sqlite, text), None));
         };
         let engine: Engine = text[..at].parse()?;
-        match engine {
-            Engine::Sqlite => {
+        match FILE_SCHEMES
+            .iter()
+            .find(|(scheme, _)| *scheme == &text[..at])
+        {
+            Some((scheme, engine)) => {
                 let path = text[at + 1..].strip_prefix("//").unwrap_or(&text[at + 1..]);
                 if path.is_empty() {
                     return Err(InvalidUrl::Malformed("it names no file".to_owned()));
                 }
-                Ok((Self::sqlite(path), None))
+                Ok((Self::file(scheme, *engine, path), None))
             }
-            Engine::Postgres | Engine::Redis => {
+            None => {
                 let mut url =
                     Url::parse(text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
                 let mut password = url
@@ -153,11 +160,19 @@ impl DatabaseUrl {
         }
     }
 
-    fn sqlite(path: &str) -> Self {
+    fn file(scheme: &str, engine: Engine, path: &str) -> Self {
         Self {
-            engine: Engine::Sqlite,
-            url: format!("sqlite:{path}"),
+            engine,
+            url: format!("{scheme}:{path}"),
         }
+    }
+
+    /// The scheme and the path of a file.
+    fn scheme_and_path(&self) -> Option<(&'static str, &str)> {
+        FILE_SCHEMES.iter().find_map(|(scheme, _)| {
+            let path = self.url.strip_prefix(scheme)?.strip_prefix(':')?;
+            Some((*scheme, path))
+        })
     }
 
     /// The engine that serves this database.
@@ -185,10 +200,7 @@ impl DatabaseUrl {
     /// For a database that is a file: its path.
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
-        match self.engine {
-            Engine::Sqlite => self.url.strip_prefix("sqlite:").map(PathBuf::from),
-            Engine::Postgres | Engine::Redis => None,
-        }
+        self.scheme_and_path().map(|(_, path)| PathBuf::from(path))
     }
 
     /// The same place with a file's path made absolute, so that it means the same in any folder.
@@ -197,10 +209,11 @@ impl DatabaseUrl {
     ///
     /// When the current folder cannot be told.
     pub fn absolute(self) -> std::io::Result<Self> {
-        match self.path() {
-            Some(path) => Ok(Self::sqlite(&std::path::absolute(path)?.to_string_lossy())),
-            None => Ok(self),
-        }
+        let Some((scheme, path)) = self.scheme_and_path() else {
+            return Ok(self);
+        };
+        let path = std::path::absolute(path)?;
+        Ok(Self::file(scheme, self.engine, &path.to_string_lossy()))
     }
 }
 
@@ -273,6 +286,17 @@ mod tests {
             assert_eq!(url.engine(), Engine::Sqlite);
             assert_eq!(url.path().unwrap(), PathBuf::from("./shop.sqlite"));
         }
+    }
+
+    #[test]
+    fn an_rdb_is_a_file_of_redis() {
+        let (url, _) = DatabaseUrl::parse_with_password("rdb:out/dump.rdb").unwrap();
+        assert_eq!(url.engine(), Engine::Redis);
+        assert_eq!(url.path().unwrap(), PathBuf::from("out/dump.rdb"));
+        assert_eq!(url.server(), None);
+        let absolute = url.absolute().unwrap();
+        assert!(absolute.as_str().starts_with("rdb:/"), "{absolute}");
+        assert!(DatabaseUrl::parse_with_password("rdb:").is_err());
     }
 
     #[test]

@@ -66,6 +66,29 @@ fn p4_p9_a_redis_server_comes_back_and_its_password_stands_nowhere(
         .done();
     assert_eq!(digest(&source), digest(&copy));
 
+    // A file, from which a server starts.
+    let mut started = start();
+    let (_, folder): (String, String) = cmd("CONFIG")
+        .arg("GET")
+        .arg("dir")
+        .query(&mut client(&started))
+        .unwrap();
+    started.kill_9().unwrap();
+    let to = format!("rdb:{folder}/dump.rdb");
+    fettler.run(&["restore", "latest", "--to", &to]).done();
+    started.start_again().unwrap();
+    assert_eq!(digest(&source), digest(&started));
+    let refused = fettler.run(&["restore", "latest", "--to", &to]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--overwrite"), "{}", refused.stderr);
+    let refused = fettler.run(&["backup", &to]);
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("name a server"),
+        "{}",
+        refused.stderr
+    );
+
     // P9: the password is nowhere in what Fettler wrote.
     let found = std::process::Command::new("grep")
         .args(["-rlF", "s3cretOfRedis"])

@@ -138,9 +138,8 @@ impl Bounds {
         url: &DatabaseUrl,
         has_password: bool,
     ) -> Result<(), OutOfBounds> {
-        match url.engine() {
-            Engine::Sqlite => {
-                let path = url.path().unwrap_or_default();
+        match url.path() {
+            Some(path) => {
                 let is_listed = is_plain(&path)
                     && self
                         .paths
@@ -154,7 +153,7 @@ impl Bounds {
                     format!("the file {} was not listed for this tenant", path.display()),
                 ))
             }
-            Engine::Postgres | Engine::Redis => {
+            None => {
                 let parsed = parse(field, url)?;
                 if let Some((name, _)) = parsed
                     .query_pairs()

@@ -19,7 +19,7 @@ use crate::{
     connect::Info,
     rdb::{Writer, needed_version},
     records::{RecordEvent, RecordReader, StoredError},
-    restore::KEY_STREAMS,
+    restore::{KEY_STREAMS, unrestored_users},
     select::Selection,
     server_data::ServerData,
 };
@@ -84,7 +84,8 @@ pub async fn write_rdb(
     if path.exists() && !options.overwrite {
         return Err(EngineError::NotEmpty {
             what: format!("{} is there already", path.display()),
-            remedy: "name another file, or say that it may be replaced".to_owned(),
+            remedy: "name another file, or say with `--overwrite` that it may be replaced"
+                .to_owned(),
         });
     }
     let mut part = path.as_os_str().to_owned();
@@ -119,7 +120,9 @@ pub async fn write_rdb(
         Ok(())
     };
     let (read, written): (Result<(), EngineError>, _) = tokio::join!(reading, writing);
-    read.and(written)
+    let mut written = read.and(written)?;
+    written.warnings.extend(unrestored_users(report));
+    Ok(written)
 }
 
 /// What the writing thread does.

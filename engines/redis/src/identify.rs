@@ -7,7 +7,9 @@
 
 use std::time::Instant;
 
-use fettler_engine::{BackupOptions, EngineError, Identity, PreflightItem, PreflightLevel, Target};
+use fettler_engine::{
+    BackupOptions, EngineError, Identity, PreflightItem, PreflightLevel, Target, folder_of,
+};
 use fettler_model::{DatabaseName, Engine, ServerLoad};
 use redis::{FromRedisValue, Value, cmd};
 use tokio_util::sync::CancellationToken;
@@ -312,6 +314,9 @@ pub(crate) async fn load(target: &Target) -> Result<ServerLoad, EngineError> {
 
 /// How much memory a server has left up to its limit; nothing where it has none.
 pub(crate) async fn free_bytes(target: &Target) -> Result<Option<u64>, EngineError> {
+    if let Some(path) = target.url.path() {
+        return fettler_private_server::free_bytes_of(&folder_of(&path)).map(Some);
+    }
     let info = visit(&Params::of(target)?).await?.info().await?;
     Ok(free_memory(&info))
 }

@@ -103,7 +103,10 @@ impl DatabaseEngine for RedisEngine {
         target: &Target,
         options: &RestoreOptions,
     ) -> Result<RestoreReport, EngineError> {
-        restore::restore(context, backup, report, target, options).await
+        match target.url.path() {
+            Some(path) => extract::write_rdb(context, backup, report, &path, options).await,
+            None => restore::restore(context, backup, report, target, options).await,
+        }
     }
 
     async fn open_sandbox(

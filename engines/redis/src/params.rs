@@ -6,7 +6,7 @@
 //! | `rediss://user@host?ca=…&cert=…&key=…` | with TLS: the authority to trust, and a client's certificate |
 //! | `redis+unix:///run/redis.sock?user=…&db=3` | over a socket of this machine |
 //!
-//! `valkey://` and `valkeys://` are the first two.
+//! `valkey://` and `valkeys://` are the first two. `rdb:/path` is no server: a backup can be restored to it.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -51,6 +51,17 @@ impl Params {
     ///
     /// [`EngineError::Missing`] (`url`), which names the part that cannot be used.
     pub(crate) fn of(target: &Target) -> Result<Self, EngineError> {
+        if let Some(path) = target.url.path() {
+            return Err(EngineError::Missing {
+                code: "url",
+                what: format!(
+                    "{} is a file, which a backup can be restored to and nothing else",
+                    path.display()
+                ),
+                remedy: "name a server: `redis://user@host:port`; one that starts from the file is enough"
+                    .to_owned(),
+            });
+        }
         let url = Url::parse(target.url.as_str()).map_err(|error| invalid(&error.to_string()))?;
         let mut params = Self {
             place: Place::Unix(PathBuf::new()),

@@ -11,6 +11,8 @@ mod commands;
 mod prepare;
 mod write;
 
+pub(crate) use prepare::unrestored_users;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use fettler_engine::{

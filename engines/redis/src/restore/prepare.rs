@@ -372,7 +372,7 @@ fn rules_of<'a>(words: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// A word on users that a whole restore does not put back.
-pub(super) fn unrestored_users(report: &BackupReport) -> Option<Warning> {
+pub(crate) fn unrestored_users(report: &BackupReport) -> Option<Warning> {
     report
         .objects
         .iter()
