@@ -546,7 +546,10 @@ mod tests {
         assert_eq!(name("postgres://ann@db", &[]), "ann");
         assert_eq!(name("redis://Cache.example:6380/3", &[]), "cache.example-3");
         assert_eq!(name("redis+unix:///run/x.sock", &[]), "redis");
-        assert_eq!(name("mongodb://Data.example:7000/?tls=true", &[]), "data.example");
+        assert_eq!(
+            name("mongodb://Data.example:7000/?tls=true", &[]),
+            "data.example"
+        );
         assert_eq!(name("mongodb://data.example/Shop", &[]), "shop");
         assert_eq!(name("mongodb://%2Frun%2Fx.sock/", &[]), "mongodb");
         assert_eq!(name("/srv/_.db", &[]), "sqlite");

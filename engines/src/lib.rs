@@ -39,7 +39,12 @@ mod tests {
 
     #[test]
     fn each_engine_that_has_a_name_is_in_the_list_once() {
-        for name in [Engine::Postgres, Engine::Sqlite, Engine::Redis, Engine::Mongodb] {
+        for name in [
+            Engine::Postgres,
+            Engine::Sqlite,
+            Engine::Redis,
+            Engine::Mongodb,
+        ] {
             assert_eq!(engine(name).engine(), name);
             let listed = all().iter().filter(|one| one.engine() == name).count();
             assert_eq!(listed, 1, "{name}");

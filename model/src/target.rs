@@ -270,7 +270,8 @@ mod tests {
     #[test]
     fn mongodb_is_named_by_its_scheme_and_keeps_what_is_no_password() {
         let (url, password) =
-            DatabaseUrl::parse_with_password("mongodb://ann:s%40crt@DB1/shop?authSource=admin").unwrap();
+            DatabaseUrl::parse_with_password("mongodb://ann:s%40crt@DB1/shop?authSource=admin")
+                .unwrap();
         assert_eq!(url.engine(), Engine::Mongodb);
         assert_eq!(password.unwrap().expose(), "s@crt");
         assert_eq!(url.as_str(), "mongodb://ann@DB1/shop?authSource=admin");

@@ -190,7 +190,10 @@ mod tests {
     fn operators_set_and_unset_by_path() {
         let document = rawdoc! { "_id": 1, "a": { "b": [1, { "c": 2 }] }, "z": 0 };
         assert_eq!(
-            applied(document.clone(), rawdoc! { "$v": 1, "$set": { "a.b.1.c": 3, "n.m": "x" }, "$unset": { "z": true } }),
+            applied(
+                document.clone(),
+                rawdoc! { "$v": 1, "$set": { "a.b.1.c": 3, "n.m": "x" }, "$unset": { "z": true } }
+            ),
             rawdoc! { "_id": 1, "a": { "b": [1, { "c": 3 }] }, "n": { "m": "x" } }
         );
         assert_eq!(
@@ -211,16 +214,25 @@ mod tests {
             rawdoc! { "_id": 1, "count": 5, "tags": ["a", "b"], "deep": { "x": 9, "y": 2 }, "new": true }
         );
         assert_eq!(
-            applied(document.clone(), rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "u2": "c" } } }),
+            applied(
+                document.clone(),
+                rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "u2": "c" } } }
+            ),
             rawdoc! { "_id": 1, "count": 4, "tags": ["a", "b", "c"], "deep": { "x": 1, "y": 2 }, "old": 1 }
         );
         assert_eq!(
-            applied(document.clone(), rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "l": 1 } } }),
+            applied(
+                document.clone(),
+                rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "l": 1 } } }
+            ),
             rawdoc! { "_id": 1, "count": 4, "tags": ["a"], "deep": { "x": 1, "y": 2 }, "old": 1 }
         );
         let nested = rawdoc! { "_id": 1, "list": [{ "n": 1 }, { "n": 2 }] };
         assert_eq!(
-            applied(nested, rawdoc! { "$v": 2, "diff": { "slist": { "a": true, "s1": { "u": { "n": 7 } } } } }),
+            applied(
+                nested,
+                rawdoc! { "$v": 2, "diff": { "slist": { "a": true, "s1": { "u": { "n": 7 } } } } }
+            ),
             rawdoc! { "_id": 1, "list": [{ "n": 1 }, { "n": 7 }] }
         );
     }
@@ -244,7 +256,11 @@ mod tests {
                     .iter()
                     .try_fold(state.clone(), |state, entry| apply(&state, entry))
                     .unwrap();
-                assert_eq!(&end, states.last().unwrap(), "read at {read_at}, applied from {from}");
+                assert_eq!(
+                    &end,
+                    states.last().unwrap(),
+                    "read at {read_at}, applied from {from}"
+                );
             }
         }
     }
@@ -256,7 +272,11 @@ mod tests {
             rawdoc! { "$v": 3, "diff": {} },
             rawdoc! { "$set": { "a.b": 1 } },
         ] {
-            assert_eq!(apply(&rawdoc! { "_id": 1, "a": 1 }, &change), None, "{change:?}");
+            assert_eq!(
+                apply(&rawdoc! { "_id": 1, "a": 1 }, &change),
+                None,
+                "{change:?}"
+            );
         }
     }
 }

@@ -113,7 +113,8 @@ pub(crate) async fn backup(
     let start = follow::start(&mut session).await?;
     let mut warnings = Vec::new();
 
-    let databases = catalog::databases(&mut session, &selection, params.database.as_deref()).await?;
+    let databases =
+        catalog::databases(&mut session, &selection, params.database.as_deref()).await?;
     let mut all = Vec::new();
     for database in &databases {
         context.check_stop()?;
@@ -137,7 +138,13 @@ pub(crate) async fn backup(
                 .filter(|(_, one)| one.kind.is_by_id())
                 .map(|(number, one)| (one.namespace(), number))
                 .collect();
-            Some(Follower::new(context, namespaces, databases.clone(), start, &folder)?)
+            Some(Follower::new(
+                context,
+                namespaces,
+                databases.clone(),
+                start,
+                &folder,
+            )?)
         }
         None => {
             warnings.push(Warning {
@@ -151,13 +158,19 @@ pub(crate) async fn backup(
     let before = own_counts(&mut session, &read, follower.is_some()).await?;
 
     let total = read.len();
-    context.progress.begin("reading", identity.estimated_bytes, 0);
+    context
+        .progress
+        .begin("reading", identity.estimated_bytes, 0);
     let mut parts = Vec::new();
     for (number, collection) in read.iter().enumerate() {
         context.check_stop()?;
         let digest = digest(&collection.namespace());
         let is_followed = follower.is_some() && collection.kind.is_by_id();
-        for (at, range) in read::ranges(&mut session, collection).await?.into_iter().enumerate() {
+        for (at, range) in read::ranges(&mut session, collection)
+            .await?
+            .into_iter()
+            .enumerate()
+        {
             parts.push(Part {
                 collection: number,
                 range,
@@ -168,7 +181,13 @@ pub(crate) async fn backup(
     }
     let sessions = Sessions::new(&params);
     let hasher = RowHasher::new(&context.fingerprint_key);
-    let reading = Reading { context, sessions: &sessions, hasher: &hasher, sink, loses_a_document };
+    let reading = Reading {
+        context,
+        sessions: &sessions,
+        hasher: &hasher,
+        sink,
+        loses_a_document,
+    };
     let mut ranges: Vec<(usize, usize, RangeRead)> = stream::iter(0..parts.len())
         .map(|at| {
             let (reading, part) = (&reading, &parts[at]);
@@ -232,8 +251,9 @@ pub(crate) async fn backup(
             put(&mut stored, "namespace", names[number].as_str());
             put(&mut stored, "id", at_moment.id);
             if let Some(document) = at_moment.document {
-                let hash = read::hash(&hasher, read[number].kind, &document)
-                    .map_err(|what| session.unexpected("reading what was written meanwhile", &what))?;
+                let hash = read::hash(&hasher, read[number].kind, &document).map_err(|what| {
+                    session.unexpected("reading what was written meanwhile", &what)
+                })?;
                 prints[number].0.add_row_hash(hash);
                 put(&mut stored, "document", document);
             }
@@ -253,7 +273,12 @@ pub(crate) async fn backup(
     }
     for (number, one) in read.iter().enumerate() {
         let (print, bytes) = prints[number];
-        objects.push(found::documents(one.namespace(), print, counts[number], bytes));
+        objects.push(found::documents(
+            one.namespace(),
+            print,
+            counts[number],
+            bytes,
+        ));
     }
     if params.database.is_none() {
         match users::read(&mut session).await? {
@@ -384,7 +409,12 @@ async fn store(
     if !held.is_empty() {
         writer.write(held.freeze()).await?;
     }
-    writer.finish(StreamEnd { rows, ..StreamEnd::default() }).await?;
+    writer
+        .finish(StreamEnd {
+            rows,
+            ..StreamEnd::default()
+        })
+        .await?;
     Ok(())
 }
 

@@ -102,7 +102,10 @@ impl Collection {
             hasher.update(bytes);
         };
         take(self.kind.as_str().as_bytes());
-        take(&sorted_form(&without_moment(&without(&self.options, &NO_OPTIONS)))?);
+        take(&sorted_form(&without_moment(&without(
+            &self.options,
+            &NO_OPTIONS,
+        )))?);
         let mut indexes = self
             .indexes
             .iter()
@@ -136,7 +139,7 @@ impl Collection {
             .filter(|index| !index.get_bool("clustered").unwrap_or(false))
             .map(|index| {
                 let mut made = RawDocumentBuf::new();
-                for (name, value) in without(index, &["ns", "background"]).iter().flatten() {
+                for (name, value) in without(index, &NO_INDEX_OPTIONS).iter().flatten() {
                     if puts_expiry_off && name.as_str() == EXPIRY {
                         put(&mut made, EXPIRY, LATEST_EXPIRY);
                     } else {
@@ -220,7 +223,9 @@ pub(crate) async fn databases(
 /// The names of all databases.
 pub(crate) async fn all_databases(session: &mut Session) -> Result<Vec<String>, EngineError> {
     let command = rawdoc! { "listDatabases": 1, "nameOnly": true };
-    let answer = session.run("admin", command, "listing the databases").await?;
+    let answer = session
+        .run("admin", command, "listing the databases")
+        .await?;
     let list = answer
         .get_array("databases")
         .map_err(|error| session.unexpected(LISTING, &error))?;
@@ -238,7 +243,12 @@ pub(crate) async fn collections(
     let listed = session
         .list(database, rawdoc! { "listCollections": 1 }, LISTING)
         .await?
-        .map_err(|refusal| refusal.doing(session.server(), format!("listing the collections of {database}")))?;
+        .map_err(|refusal| {
+            refusal.doing(
+                session.server(),
+                format!("listing the collections of {database}"),
+            )
+        })?;
     let mut found = Vec::new();
     for one in listed {
         let name = one
@@ -308,8 +318,14 @@ mod tests {
         assert_eq!(kind(rawdoc! {}), Kind::Plain);
         assert_eq!(kind(rawdoc! { "capped": true, "size": 4096 }), Kind::Capped);
         assert_eq!(kind(rawdoc! { "capped": false }), Kind::Plain);
-        assert_eq!(kind(rawdoc! { "timeseries": { "timeField": "t" } }), Kind::TimeSeries);
-        assert_eq!(kind(rawdoc! { "clusteredIndex": { "v": 2 } }), Kind::Clustered);
+        assert_eq!(
+            kind(rawdoc! { "timeseries": { "timeField": "t" } }),
+            Kind::TimeSeries
+        );
+        assert_eq!(
+            kind(rawdoc! { "clusteredIndex": { "v": 2 } }),
+            Kind::Clustered
+        );
         assert_eq!(kind(rawdoc! { "viewOn": "x", "pipeline": [] }), Kind::View);
     }
 
@@ -323,8 +339,14 @@ mod tests {
         let one = of(rawdoc! { "validator": { "a": 1 } }, vec![index(true)]);
         let copied = rawdoc! { "name": "ab", "unique": true, "key": { "a": 1, "b": -1 }, "v": 1, "ns": "shop.orders" };
         assert_eq!(one, of(rawdoc! { "validator": { "a": 1 } }, vec![copied]));
-        assert_ne!(one, of(rawdoc! { "validator": { "a": 2 } }, vec![index(true)]));
-        assert_ne!(one, of(rawdoc! { "validator": { "a": 1 } }, vec![index(false)]));
+        assert_ne!(
+            one,
+            of(rawdoc! { "validator": { "a": 2 } }, vec![index(true)])
+        );
+        assert_ne!(
+            one,
+            of(rawdoc! { "validator": { "a": 1 } }, vec![index(false)])
+        );
         let swapped = rawdoc! { "v": 2, "key": { "b": -1, "a": 1 }, "name": "ab", "unique": true };
         assert_ne!(one, of(rawdoc! { "validator": { "a": 1 } }, vec![swapped]));
     }
@@ -336,7 +358,10 @@ mod tests {
         let source = collection(rawdoc! {}, vec![ttl]);
         let made = source.indexes_to_make(true);
         assert_eq!(made[0].get_i32(EXPIRY).unwrap(), i32::MAX);
-        assert_eq!(source.indexes_to_make(false)[0].get_i32(EXPIRY).unwrap(), 60);
+        assert_eq!(
+            source.indexes_to_make(false)[0].get_i32(EXPIRY).unwrap(),
+            60
+        );
         let key = [1; 32];
         let of = |indexes| collection(rawdoc! {}, indexes).definition(&key).unwrap();
         assert_eq!(source.definition(&key).unwrap(), of(made));
@@ -351,7 +376,10 @@ mod tests {
         );
         let back = Collection::of_stored(&source.store()).unwrap();
         assert_eq!(back.namespace(), "shop.orders");
-        assert_eq!((back.kind, back.options, back.indexes), (source.kind, source.options, source.indexes));
+        assert_eq!(
+            (back.kind, back.options, back.indexes),
+            (source.kind, source.options, source.indexes)
+        );
         assert!(back.kind == Kind::Capped && !back.kind.is_by_id());
     }
 }

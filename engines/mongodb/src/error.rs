@@ -36,7 +36,10 @@ impl Refusal {
         Self {
             code: answer.get_i32("code").unwrap_or(0),
             name: answer.get_str("codeName").unwrap_or_default().to_owned(),
-            message: answer.get_str("errmsg").unwrap_or("no reason given").to_owned(),
+            message: answer
+                .get_str("errmsg")
+                .unwrap_or("no reason given")
+                .to_owned(),
         }
     }
 
@@ -44,6 +47,13 @@ impl Refusal {
     pub(crate) fn is_unknown(&self) -> bool {
         matches!(self.code, code::COMMAND_NOT_FOUND | code::NOT_IMPLEMENTED)
             || self.message.contains("no such command")
+    }
+
+    /// Whether it is the user or the password. FerretDB asks PostgreSQL only when it needs it, and repeats what that says.
+    pub(crate) fn is_login(&self) -> bool {
+        self.code == code::AUTHENTICATION_FAILED
+            || self.message.contains("(SQLSTATE 28P01)")
+            || self.message.contains("(SQLSTATE 28000)")
     }
 
     /// What it means.
@@ -55,7 +65,7 @@ impl Refusal {
             remedy: remedy.to_owned(),
         };
         match self.code {
-            code::AUTHENTICATION_FAILED => EngineError::LoginRefused {
+            _ if self.is_login() => EngineError::LoginRefused {
                 server: server.to_owned(),
                 what: self.to_string(),
             },
@@ -64,14 +74,20 @@ impl Refusal {
                 "give the user the role `backup` (and `restore` to write) on `admin`; `fettler preflight URL` lists what is needed",
             ),
             // NotWritablePrimary, NotPrimaryNoSecondaryOk
-            10107 | 13435 => missing("primary", "the server takes no writes: name the set's primary"),
+            10107 | 13435 => missing(
+                "primary",
+                "the server takes no writes: name the set's primary",
+            ),
             // InterruptedAtShutdown, PrimarySteppedDown, ShutdownInProgress, InterruptedDueToReplStateChange
             11600 | 189 | 91 | 11602 => EngineError::Busy {
                 what,
                 wait: BUSY_WAIT,
             },
             // OutOfDiskSpace
-            14031 => missing("disk", "the server's disk is full: free some space there; the restore goes on where it stopped"),
+            14031 => missing(
+                "disk",
+                "the server's disk is full: free some space there; the restore goes on where it stopped",
+            ),
             code::CURSOR_NOT_FOUND => EngineError::Database {
                 what,
                 transient: true,

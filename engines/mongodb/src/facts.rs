@@ -10,11 +10,10 @@ use fettler_model::{Fingerprint, ObjectFacts};
 use crate::{
     backup::{BackupData, by_namespace},
     catalog::{self, Collection, Kind},
-    found,
     follow::count,
+    found,
     params::Params,
-    read,
-    sandbox,
+    read, sandbox,
     session::Session,
 };
 

@@ -45,7 +45,10 @@ enum State {
     /// It has to be read.
     Unknown,
     /// It lies in the file.
-    Known { at: u64, length: usize },
+    Known {
+        at: u64,
+        length: usize,
+    },
     Gone,
 }
 
@@ -148,7 +151,14 @@ impl<'a> Follower<'a> {
 
     fn take(&mut self, change: Change) -> Result<(), EngineError> {
         match change {
-            Change::Insert { namespace, document } | Change::Replace { namespace, document } => {
+            Change::Insert {
+                namespace,
+                document,
+            }
+            | Change::Replace {
+                namespace,
+                document,
+            } => {
                 if let Some(number) = self.namespaces.get(&namespace).copied() {
                     let id = crate::raw::id_of(&document).unwrap_or_default();
                     let state = self.keep(&document)?;
@@ -165,7 +175,11 @@ impl<'a> Follower<'a> {
                     self.set(number, id, State::Unknown)?;
                 }
             }
-            Change::Modify { namespace, id, change } => {
+            Change::Modify {
+                namespace,
+                id,
+                change,
+            } => {
                 if let Some(number) = self.namespaces.get(&namespace).copied() {
                     let state = match self.touched.get(&(number, key(&id)?)).map(|one| one.state) {
                         Some(State::Known { at, length }) => {
@@ -182,7 +196,12 @@ impl<'a> Follower<'a> {
                     self.set(number, id, state)?;
                 }
             }
-            Change::Shape { database, collection, command, is_removal } => {
+            Change::Shape {
+                database,
+                collection,
+                command,
+                is_removal,
+            } => {
                 self.shape(&database, collection.as_deref(), &command, is_removal)?;
             }
         }
@@ -214,13 +233,19 @@ impl<'a> Follower<'a> {
                 transient: true,
             });
         }
-        if self.databases.iter().any(|one| one == database) && (is_followed || command == "create") {
+        if self.databases.iter().any(|one| one == database) && (is_followed || command == "create")
+        {
             let message = if is_followed {
-                format!("the definition of {name} was changed while the backup ran ({command}): the backup has it as it was before")
+                format!(
+                    "the definition of {name} was changed while the backup ran ({command}): the backup has it as it was before"
+                )
             } else {
                 format!("{name} was made while the backup ran, and is not in it")
             };
-            let warning = Warning { code: "mongodb.changed_meanwhile".to_owned(), message };
+            let warning = Warning {
+                code: "mongodb.changed_meanwhile".to_owned(),
+                message,
+            };
             if !self.warnings.contains(&warning) {
                 self.warnings.push(warning);
             }
@@ -251,8 +276,11 @@ impl<'a> Follower<'a> {
         if at.is_some() && session.hello.set_name.is_none() {
             return Ok(false);
         }
-        let names: HashMap<usize, String> =
-            self.namespaces.iter().map(|(name, number)| (*number, name.clone())).collect();
+        let names: HashMap<usize, String> = self
+            .namespaces
+            .iter()
+            .map(|(name, number)| (*number, name.clone()))
+            .collect();
         let mut wanted: BTreeMap<usize, Vec<RawDocumentBuf>> = BTreeMap::new();
         for (number, id) in self.unknown() {
             wanted.entry(number).or_default().push(id);
@@ -292,7 +320,11 @@ impl<'a> Follower<'a> {
         put(&mut filter, ID, condition);
         let mut command = rawdoc! { "find": collection, "filter": filter };
         if let Some(at) = at {
-            put(&mut command, "readConcern", rawdoc! { "level": "snapshot", "atClusterTime": at });
+            put(
+                &mut command,
+                "readConcern",
+                rawdoc! { "level": "snapshot", "atClusterTime": at },
+            );
         } else if session.hello.set_name.is_some() {
             put(&mut command, "readConcern", rawdoc! { "level": "majority" });
         }
@@ -312,7 +344,10 @@ impl<'a> Follower<'a> {
                 Ok(None) => break,
                 Err(refusal)
                     if at.is_some()
-                        && matches!(refusal.code, code::SNAPSHOT_TOO_OLD | code::SNAPSHOT_UNAVAILABLE) =>
+                        && matches!(
+                            refusal.code,
+                            code::SNAPSHOT_TOO_OLD | code::SNAPSHOT_UNAVAILABLE
+                        ) =>
                 {
                     return Ok(false);
                 }
@@ -339,7 +374,10 @@ impl<'a> Follower<'a> {
             .and_then(|_| self.file.write_all(bytes))
             .map_err(|error| EngineError::local("writing to the scratch folder", error))?;
         self.end += bytes.len() as u64;
-        Ok(State::Known { at, length: bytes.len() })
+        Ok(State::Known {
+            at,
+            length: bytes.len(),
+        })
     }
 
     fn kept(&mut self, at: u64, length: usize) -> Result<RawDocumentBuf, EngineError> {
@@ -364,13 +402,15 @@ impl<'a> Follower<'a> {
         mut self,
     ) -> impl Iterator<Item = Result<(usize, AtMoment), EngineError>> {
         let touched = std::mem::take(&mut self.touched);
-        touched.into_iter().map(move |((number, _), Touched { id, state })| {
-            let document = match state {
-                State::Known { at, length } => Some(self.kept(at, length)?),
-                State::Unknown | State::Gone => None,
-            };
-            Ok((number, AtMoment { id, document }))
-        })
+        touched
+            .into_iter()
+            .map(move |((number, _), Touched { id, state })| {
+                let document = match state {
+                    State::Known { at, length } => Some(self.kept(at, length)?),
+                    State::Unknown | State::Gone => None,
+                };
+                Ok((number, AtMoment { id, document }))
+            })
     }
 
     /// How many documents each of these collections had at the moment, as the server counts them: its count now, without what
@@ -453,8 +493,12 @@ pub(crate) async fn count(
     database: &str,
     collection: &str,
 ) -> Result<Option<u64>, EngineError> {
-    let answer = session.try_run(database, rawdoc! { "count": collection }).await?;
-    Ok(answer.ok().and_then(|answer| crate::raw::number(&answer, "n")))
+    let answer = session
+        .try_run(database, rawdoc! { "count": collection })
+        .await?;
+    Ok(answer
+        .ok()
+        .and_then(|answer| crate::raw::number(&answer, "n")))
 }
 
 async fn newest(session: &mut Session) -> Result<Timestamp, EngineError> {
@@ -480,7 +524,11 @@ impl Entries {
         to: Timestamp,
     ) -> Result<Self, EngineError> {
         if from == to {
-            return Ok(Self { cursor: None, from, is_begun: true });
+            return Ok(Self {
+                cursor: None,
+                from,
+                is_begun: true,
+            });
         }
         let mut command = rawdoc! {
             "find": "oplog.rs",
@@ -494,7 +542,11 @@ impl Entries {
             .open_cursor("local", command, FOLLOWING)
             .await?
             .map_err(|refusal| refusal.doing(session.server(), FOLLOWING))?;
-        Ok(Self { cursor: Some(cursor), from, is_begun: false })
+        Ok(Self {
+            cursor: Some(cursor),
+            from,
+            is_begun: false,
+        })
     }
 
     /// What the next entries say; nothing at the end.
@@ -503,7 +555,11 @@ impl Entries {
             return Ok(None);
         };
         let Some(batch) = cursor.next(session).await? else {
-            return if self.is_begun { Ok(None) } else { Err(too_small(session)) };
+            return if self.is_begun {
+                Ok(None)
+            } else {
+                Err(too_small(session))
+            };
         };
         let mut found = Vec::new();
         for entry in batch.documents() {
@@ -544,11 +600,18 @@ pub(crate) async fn start(session: &mut Session) -> Result<Option<Timestamp>, En
         "filter": { "state": { "$in": ["prepared", "inProgress"] } },
         "projection": { "startOpTime": 1 },
     };
-    let open = session.list("config", command, "looking for open transactions").await?;
+    let open = session
+        .list("config", command, "looking for open transactions")
+        .await?;
     let oldest = open
         .unwrap_or_default()
         .iter()
-        .filter_map(|one| one.get_document("startOpTime").ok()?.get_timestamp("ts").ok())
+        .filter_map(|one| {
+            one.get_document("startOpTime")
+                .ok()?
+                .get_timestamp("ts")
+                .ok()
+        })
         .min();
     Ok(Some(oldest.map_or(newest, |oldest| oldest.min(newest))))
 }

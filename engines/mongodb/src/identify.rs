@@ -11,7 +11,6 @@ use fettler_model::{DatabaseName, Engine, ServerLoad};
 
 use crate::{
     catalog,
-    error::code,
     params::{Params, Place},
     raw::number,
     select::Selection,
@@ -38,7 +37,11 @@ pub(crate) async fn identity(
     session: &mut Session,
 ) -> Result<Identity, EngineError> {
     let build = session
-        .run("admin", rawdoc! { "buildInfo": 1 }, "asking for the version")
+        .run(
+            "admin",
+            rawdoc! { "buildInfo": 1 },
+            "asking for the version",
+        )
         .await?;
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
     let database = params
@@ -63,10 +66,13 @@ pub(crate) async fn identity(
 async fn estimated_bytes(params: &Params, session: &mut Session) -> Result<u64, EngineError> {
     let names = match &params.database {
         Some(one) => vec![one.clone()],
-        None => match session.try_run("admin", rawdoc! { "listDatabases": 1, "nameOnly": true }).await? {
+        None => match session
+            .try_run("admin", rawdoc! { "listDatabases": 1, "nameOnly": true })
+            .await?
+        {
             Ok(_) => catalog::databases(session, &Selection::default(), None).await?,
             // Some servers look at a password only when it is needed.
-            Err(refusal) if refusal.code == code::AUTHENTICATION_FAILED => {
+            Err(refusal) if refusal.is_login() => {
                 return Err(refusal.doing(session.server(), "listing the databases"));
             }
             Err(_) => Vec::new(),
@@ -89,8 +95,16 @@ fn suggested_name(params: &Params) -> DatabaseName {
         }
         _ => "",
     };
-    let fallback = if word.is_empty() || word == "localhost" { "mongodb" } else { word };
-    let text = params.database.as_deref().unwrap_or(fallback).to_lowercase();
+    let fallback = if word.is_empty() || word == "localhost" {
+        "mongodb"
+    } else {
+        word
+    };
+    let text = params
+        .database
+        .as_deref()
+        .unwrap_or(fallback)
+        .to_lowercase();
     let name: String = text
         .chars()
         .filter(|letter| matches!(letter, 'a'..='z' | '0'..='9' | '-' | '_'))
@@ -155,8 +169,17 @@ pub(crate) async fn preflight(
         other => {
             other?;
             let version = identity(&params, &mut session).await?.version;
-            let role = if session.hello.is_primary { "takes writes" } else { "is a secondary" };
-            item("server", PreflightLevel::Fine, &format!("version {version}, {role}"), "")
+            let role = if session.hello.is_primary {
+                "takes writes"
+            } else {
+                "is a secondary"
+            };
+            item(
+                "server",
+                PreflightLevel::Fine,
+                &format!("version {version}, {role}"),
+                "",
+            )
         }
     }];
     items.push(look_at_collections(&mut session, &params, &selection).await?);
@@ -194,9 +217,7 @@ async fn look_at_collections(
     selection: &Selection,
 ) -> Result<PreflightItem, EngineError> {
     let subject = "collections";
-    let stops = |what: &EngineError| {
-        item(subject, PreflightLevel::Stops, &what.to_string(), GRANT)
-    };
+    let stops = |what: &EngineError| item(subject, PreflightLevel::Stops, &what.to_string(), GRANT);
     let databases = match catalog::databases(session, selection, params.database.as_deref()).await {
         Ok(databases) => databases,
         Err(error @ EngineError::Missing { .. }) => return Ok(stops(&error)),
@@ -210,7 +231,11 @@ async fn look_at_collections(
             Err(error) => return Err(error),
         };
         count += found.len();
-        for one in found.iter().filter(|one| one.kind != catalog::Kind::View).take(1) {
+        for one in found
+            .iter()
+            .filter(|one| one.kind != catalog::Kind::View)
+            .take(1)
+        {
             let probe = rawdoc! { "find": one.name.as_str(), "limit": 1, "singleBatch": true };
             if let Err(refusal) = session.list(database, probe, "looking").await? {
                 let error = refusal.doing(session.server(), format!("reading {}", one.namespace()));
@@ -227,10 +252,16 @@ pub(crate) async fn load(target: &Target) -> Result<ServerLoad, EngineError> {
     let mut session = Session::visit(&Params::of(target)?).await?;
     let began = Instant::now();
     session
-        .run("admin", rawdoc! { "ping": 1 }, "looking how busy the server is")
+        .run(
+            "admin",
+            rawdoc! { "ping": 1 },
+            "looking how busy the server is",
+        )
         .await?;
     let latency = began.elapsed();
-    let status = session.try_run("admin", rawdoc! { "serverStatus": 1 }).await?;
+    let status = session
+        .try_run("admin", rawdoc! { "serverStatus": 1 })
+        .await?;
     let connections = status.ok().and_then(|status| {
         let connections = status.get_document("connections").ok()?;
         number(connections, "current")

@@ -88,7 +88,10 @@ impl<'a> Inserter<'a> {
         if session.hello.wire_version >= KEEPS_EMPTY_TIMESTAMPS {
             put(&mut command, "bypassEmptyTsReplacement", true);
         }
-        let sequence = Sequence { name: "documents", documents: &self.held };
+        let sequence = Sequence {
+            name: "documents",
+            documents: &self.held,
+        };
         let doing = format!("writing {}.{}", self.database, self.collection);
         let answer = self
             .context
@@ -102,7 +105,9 @@ impl<'a> Inserter<'a> {
         }
         self.rows += self.documents as u64;
         self.bytes += self.held.len() as u64;
-        self.context.progress.add(self.held.len() as u64, self.documents as u64);
+        self.context
+            .progress
+            .add(self.held.len() as u64, self.documents as u64);
         self.held.clear();
         self.starts.clear();
         self.documents = 0;
@@ -162,7 +167,10 @@ fn refused(
                 .ok_or_else(|| session.unexpected(doing, &"a refusal that cannot be read"))?;
             let refusal = Refusal::of(error);
             if refusal.code != code::DUPLICATE_KEY {
-                let what = Refusal { message: "a document was refused".to_owned(), ..refusal };
+                let what = Refusal {
+                    message: "a document was refused".to_owned(),
+                    ..refusal
+                };
                 return Err(what.doing(session.server(), doing));
             }
             there.push(crate::raw::number(error, "index").unwrap_or(0) as usize);

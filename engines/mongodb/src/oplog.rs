@@ -32,17 +32,38 @@ const DEFINITIONS: [&str; 7] = [
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change {
     /// A document was put there.
-    Insert { namespace: String, document: RawDocumentBuf },
+    Insert {
+        namespace: String,
+        document: RawDocumentBuf,
+    },
     /// A document was replaced by another one of the same `_id`.
-    Replace { namespace: String, document: RawDocumentBuf },
+    Replace {
+        namespace: String,
+        document: RawDocumentBuf,
+    },
     /// Something in a document was changed.
-    Modify { namespace: String, id: RawDocumentBuf, change: RawDocumentBuf },
+    Modify {
+        namespace: String,
+        id: RawDocumentBuf,
+        change: RawDocumentBuf,
+    },
     /// A document was removed.
-    Delete { namespace: String, id: RawDocumentBuf },
+    Delete {
+        namespace: String,
+        id: RawDocumentBuf,
+    },
     /// Something may have become of a document.
-    Touch { namespace: String, id: RawDocumentBuf },
+    Touch {
+        namespace: String,
+        id: RawDocumentBuf,
+    },
     /// A collection or a database is no longer what it was, or has another definition.
-    Shape { database: String, collection: Option<String>, command: String, is_removal: bool },
+    Shape {
+        database: String,
+        collection: Option<String>,
+        command: String,
+        is_removal: bool,
+    },
 }
 
 /// Reads an entry.
@@ -74,7 +95,10 @@ fn read(entry: &RawDocument, is_grouped: bool, found: &mut Vec<Change>) -> Resul
             found.push(if is_grouped {
                 Change::Touch { namespace, id }
             } else {
-                Change::Insert { namespace, document: document.to_owned() }
+                Change::Insert {
+                    namespace,
+                    document: document.to_owned(),
+                }
             });
         }
         "d" => {
@@ -100,9 +124,16 @@ fn read(entry: &RawDocument, is_grouped: bool, found: &mut Vec<Change>) -> Resul
             found.push(if is_grouped {
                 Change::Touch { namespace, id }
             } else if has_operators {
-                Change::Modify { namespace, id, change: change.to_owned() }
+                Change::Modify {
+                    namespace,
+                    id,
+                    change: change.to_owned(),
+                }
             } else {
-                Change::Replace { namespace, document: whole(&id, change) }
+                Change::Replace {
+                    namespace,
+                    document: whole(&id, change),
+                }
             });
         }
         "c" => command(&namespace, object()?, found)?,
@@ -196,17 +227,26 @@ mod tests {
         let document = rawdoc! { "_id": 1, "a": 2 };
         assert_eq!(
             changes(&entry("i", document.clone(), None)).unwrap(),
-            [Change::Insert { namespace: namespace.clone(), document: document.clone() }]
+            [Change::Insert {
+                namespace: namespace.clone(),
+                document: document.clone()
+            }]
         );
         assert_eq!(
             changes(&entry("d", rawdoc! { "_id": 1 }, None)).unwrap(),
-            [Change::Delete { namespace: namespace.clone(), id: rawdoc! { "_id": 1 } }]
+            [Change::Delete {
+                namespace: namespace.clone(),
+                id: rawdoc! { "_id": 1 }
+            }]
         );
         let id = rawdoc! { "_id": 1 };
         for replaced in [rawdoc! { "_id": 1, "a": 2 }, rawdoc! { "a": 2 }] {
             assert_eq!(
                 changes(&entry("u", replaced, Some(id.clone()))).unwrap(),
-                [Change::Replace { namespace: namespace.clone(), document: document.clone() }]
+                [Change::Replace {
+                    namespace: namespace.clone(),
+                    document: document.clone()
+                }]
             );
         }
         for change in [
@@ -216,10 +256,17 @@ mod tests {
         ] {
             assert_eq!(
                 changes(&entry("u", change.clone(), Some(id.clone()))).unwrap(),
-                [Change::Modify { namespace: namespace.clone(), id: id.clone(), change }]
+                [Change::Modify {
+                    namespace: namespace.clone(),
+                    id: id.clone(),
+                    change
+                }]
             );
         }
-        assert_eq!(changes(&entry("n", rawdoc! { "msg": "periodic noop" }, None)).unwrap(), []);
+        assert_eq!(
+            changes(&entry("n", rawdoc! { "msg": "periodic noop" }, None)).unwrap(),
+            []
+        );
     }
 
     #[test]
@@ -233,7 +280,10 @@ mod tests {
             "prepare": true,
         };
         let found = changes(&entry("c", grouped, None)).unwrap();
-        let touch = |namespace: &str, id: RawDocumentBuf| Change::Touch { namespace: namespace.to_owned(), id };
+        let touch = |namespace: &str, id: RawDocumentBuf| Change::Touch {
+            namespace: namespace.to_owned(),
+            id,
+        };
         assert_eq!(
             found,
             [
@@ -251,18 +301,35 @@ mod tests {
                 .unwrap()
                 .into_iter()
                 .map(|change| match change {
-                    Change::Shape { database, collection, is_removal, .. } => (database, collection, is_removal),
+                    Change::Shape {
+                        database,
+                        collection,
+                        is_removal,
+                        ..
+                    } => (database, collection, is_removal),
                     other => panic!("{other:?}"),
                 })
                 .collect()
         };
         let at = |name: &str| Some(name.to_owned());
-        assert_eq!(shapes(rawdoc! { "drop": "orders" }), [("shop".to_owned(), at("orders"), true)]);
-        assert_eq!(shapes(rawdoc! { "dropDatabase": 1 }), [("shop".to_owned(), None, true)]);
-        assert_eq!(shapes(rawdoc! { "create": "new" }), [("shop".to_owned(), at("new"), false)]);
+        assert_eq!(
+            shapes(rawdoc! { "drop": "orders" }),
+            [("shop".to_owned(), at("orders"), true)]
+        );
+        assert_eq!(
+            shapes(rawdoc! { "dropDatabase": 1 }),
+            [("shop".to_owned(), None, true)]
+        );
+        assert_eq!(
+            shapes(rawdoc! { "create": "new" }),
+            [("shop".to_owned(), at("new"), false)]
+        );
         assert_eq!(
             shapes(rawdoc! { "renameCollection": "shop.a.b", "to": "web.c" }),
-            [("shop".to_owned(), at("a.b"), true), ("web".to_owned(), at("c"), true)]
+            [
+                ("shop".to_owned(), at("a.b"), true),
+                ("web".to_owned(), at("c"), true)
+            ]
         );
         assert_eq!(shapes(rawdoc! { "commitTransaction": 1 }), []);
     }

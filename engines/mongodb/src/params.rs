@@ -145,7 +145,8 @@ impl Params {
 
         let database = Some(decoded(url.path().trim_matches('/'))).filter(|name| !name.is_empty());
         if let Some(name) = &database
-            && (name.len() > LONGEST_DATABASE || name.contains(['/', '\\', '.', ' ', '"', '$', '\0']))
+            && (name.len() > LONGEST_DATABASE
+                || name.contains(['/', '\\', '.', ' ', '"', '$', '\0']))
         {
             return Err(invalid(&format!("{name:?} is not the name of a database")));
         }
@@ -213,7 +214,9 @@ fn place_of(url: &Url) -> Result<Place, EngineError> {
         return Err(invalid("it names no host"));
     }
     if host.contains(',') {
-        return Err(invalid("it names several servers: name one, such as a secondary"));
+        return Err(invalid(
+            "it names several servers: name one, such as a secondary",
+        ));
     }
     let port = url
         .port()
@@ -272,12 +275,16 @@ mod tests {
         assert_eq!((least.user, least.database), (None, None));
         assert_eq!(least.auth_source, "admin");
 
-        let tls = read("mongodb://h/shop?authSource=admin&ca=/ca.pem&cert=/c.pem&key=/k.pem").unwrap();
+        let tls =
+            read("mongodb://h/shop?authSource=admin&ca=/ca.pem&cert=/c.pem&key=/k.pem").unwrap();
         assert_eq!(tls.auth_source, "admin");
         let files = tls.tls.unwrap();
         assert_eq!(files.ca, Some("/ca.pem".into()));
         assert_eq!(files.identity, Some(("/c.pem".into(), "/k.pem".into())));
-        assert_eq!(read("mongodb://h/?tls=true").unwrap().tls, Some(TlsFiles::default()));
+        assert_eq!(
+            read("mongodb://h/?tls=true").unwrap().tls,
+            Some(TlsFiles::default())
+        );
 
         let socket = read("mongodb://ann@%2Frun%2Fa%20b.sock/shop").unwrap();
         assert_eq!(socket.place, Place::Unix("/run/a b.sock".into()));

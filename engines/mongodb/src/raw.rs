@@ -10,8 +10,9 @@ pub(crate) const ID: &str = "_id";
 
 /// Adds a field whose name may be anybody's.
 pub(crate) fn put(document: &mut RawDocumentBuf, name: &str, value: impl BindRawBsonRef) {
-    let name = CString::try_from(name.to_owned())
-        .expect("names of fields that came in a document, or stand in this code, have no zero byte");
+    let name = CString::try_from(name.to_owned()).expect(
+        "names of fields that came in a document, or stand in this code, have no zero byte",
+    );
     document.append(&name, value);
 }
 
@@ -196,7 +197,7 @@ impl Cutter {
 
 #[cfg(test)]
 mod tests {
-    use bson::{rawdoc, raw::RawBson};
+    use bson::{raw::RawBson, rawdoc};
 
     use super::*;
 
@@ -221,7 +222,10 @@ mod tests {
     fn elements_are_told_with_the_bytes_of_their_values() {
         let document = rawdoc! { "a": 1, "b": "x", "c": { "d": true } };
         let found: Vec<(u8, String, Vec<u8>)> = elements(&document)
-            .map(|one| one.map(|(kind, name, value)| (kind, name.to_owned(), value.to_vec())).unwrap())
+            .map(|one| {
+                one.map(|(kind, name, value)| (kind, name.to_owned(), value.to_vec()))
+                    .unwrap()
+            })
             .collect();
         assert_eq!(found[0], (INT32, "a".to_owned(), vec![1, 0, 0, 0]));
         assert_eq!(found[1], (2, "b".to_owned(), vec![2, 0, 0, 0, b'x', 0]));

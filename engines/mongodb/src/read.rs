@@ -52,7 +52,10 @@ pub(crate) async fn ranges(
         return Ok(whole);
     }
     let bytes = match session
-        .try_run(&collection.database, rawdoc! { "collStats": collection.name.as_str() })
+        .try_run(
+            &collection.database,
+            rawdoc! { "collStats": collection.name.as_str() },
+        )
         .await?
     {
         Ok(stats) => number(&stats, "size").unwrap_or(0),
@@ -69,7 +72,10 @@ pub(crate) async fn ranges(
     // The server's own order, by the collection's collation.
     sample.push(rawdoc! { "$sort": { "_id": 1 } });
     let command = rawdoc! { "aggregate": collection.name.as_str(), "pipeline": sample };
-    match session.list(&collection.database, command, "dividing a collection").await? {
+    match session
+        .list(&collection.database, command, "dividing a collection")
+        .await?
+    {
         Ok(found) => Ok(divide(&found)),
         Err(_) => Ok(whole),
     }
@@ -79,7 +85,11 @@ pub(crate) async fn ranges(
 fn divide(samples: &[RawDocumentBuf]) -> Vec<Range> {
     let mut ranges = Vec::new();
     let (mut from, mut last) = (None, None);
-    for sample in samples.iter().skip(SAMPLES as usize / 2).step_by(SAMPLES as usize) {
+    for sample in samples
+        .iter()
+        .skip(SAMPLES as usize / 2)
+        .step_by(SAMPLES as usize)
+    {
         let (Some(at), Ok(key)) = (id_of(sample), id_key(sample)) else {
             continue;
         };
@@ -87,7 +97,10 @@ fn divide(samples: &[RawDocumentBuf]) -> Vec<Range> {
         if key.is_none() || key == last {
             continue;
         }
-        ranges.push(Range { from: from.replace(at.clone()), to: Some(at) });
+        ranges.push(Range {
+            from: from.replace(at.clone()),
+            to: Some(at),
+        });
         last = key;
     }
     ranges.push(Range { from, to: None });
@@ -112,7 +125,9 @@ pub(crate) async fn keeps_to_ranges(
             "singleBatch": true,
         };
         put(&mut command, edge, bound);
-        let found = session.list(&collection.database, command, "trying a range").await?;
+        let found = session
+            .list(&collection.database, command, "trying a range")
+            .await?;
         match found.as_deref() {
             Ok([]) => {}
             // The one document that may be there.
@@ -155,7 +170,9 @@ pub(crate) async fn open(
 ) -> Result<Result<Cursor, Refusal>, EngineError> {
     let command = find(collection, range, session.hello.set_name.is_some());
     let doing = format!("reading {}", collection.namespace());
-    session.open_cursor(&collection.database, command, &doing).await
+    session
+        .open_cursor(&collection.database, command, &doing)
+        .await
 }
 
 /// Adds a document to a fingerprint: as its bytes, or by its fields in any order where the server has an order of its own.
@@ -189,12 +206,19 @@ pub(crate) struct Sessions {
 impl Sessions {
     /// None yet.
     pub(crate) fn new(params: &Params) -> Self {
-        Self { params: params.clone(), idle: Mutex::default() }
+        Self {
+            params: params.clone(),
+            idle: Mutex::default(),
+        }
     }
 
     /// One that idles, or a new one.
     pub(crate) async fn take(&self, context: &EngineContext) -> Result<Session, EngineError> {
-        let idle = self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .pop();
         match idle {
             Some(session) => Ok(session),
             None => Session::of_attempt(&self.params, context).await,
@@ -203,7 +227,10 @@ impl Sessions {
 
     /// Gives one back that is in order.
     pub(crate) fn give_back(&self, session: Session) {
-        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(session);
+        self.idle
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(session);
     }
 }
 
@@ -251,7 +278,8 @@ impl Reading<'_> {
                     .map_err(|what| session.unexpected(&doing, &what))?;
                 match &mut keys {
                     Some(keys) => {
-                        let key = id_key(document).map_err(|what| session.unexpected(&doing, &what))?;
+                        let key =
+                            id_key(document).map_err(|what| session.unexpected(&doing, &what))?;
                         keys.push(key.unwrap_or_default(), hash)?;
                     }
                     None => read.fingerprint.add_row_hash(hash),
@@ -271,7 +299,12 @@ impl Reading<'_> {
         if !held.is_empty() {
             writer.write(Bytes::from(held)).await?;
         }
-        writer.finish(StreamEnd { rows, ..StreamEnd::default() }).await?;
+        writer
+            .finish(StreamEnd {
+                rows,
+                ..StreamEnd::default()
+            })
+            .await?;
         read.spool = keys.map(Spool::finish).transpose()?;
         self.sessions.give_back(session);
         Ok(read)
@@ -291,7 +324,10 @@ impl Spool {
     fn new(path: &Path) -> Result<Self, EngineError> {
         let file = File::create(path)
             .map_err(|error| EngineError::local(format!("making {}", path.display()), error))?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufWriter::new(file),
+        })
     }
 
     fn push(&mut self, key: [u8; 16], hash: [u64; 2]) -> Result<(), EngineError> {
@@ -305,9 +341,9 @@ impl Spool {
     }
 
     fn finish(mut self) -> Result<PathBuf, EngineError> {
-        self.file
-            .flush()
-            .map_err(|error| EngineError::local(format!("writing {}", self.path.display()), error))?;
+        self.file.flush().map_err(|error| {
+            EngineError::local(format!("writing {}", self.path.display()), error)
+        })?;
         Ok(self.path)
     }
 }
@@ -345,7 +381,10 @@ mod tests {
             options: RawDocumentBuf::new(),
             indexes: Vec::new(),
         };
-        let range = Range { from: Some(rawdoc! { "_id": 1 }), to: Some(rawdoc! { "_id": "x" }) };
+        let range = Range {
+            from: Some(rawdoc! { "_id": 1 }),
+            to: Some(rawdoc! { "_id": "x" }),
+        };
         let command = find(&collection, &range, true);
         assert_eq!(
             command,
@@ -354,6 +393,9 @@ mod tests {
                 "readConcern": { "level": "majority" },
             }
         );
-        assert_eq!(find(&collection, &Range::default(), false), rawdoc! { "find": "c", "sort": { "_id": 1 } });
+        assert_eq!(
+            find(&collection, &Range::default(), false),
+            rawdoc! { "find": "c", "sort": { "_id": 1 } }
+        );
     }
 }

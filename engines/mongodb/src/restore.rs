@@ -109,7 +109,10 @@ pub(crate) async fn restore(
     for job in jobs.iter().filter(|job| job.from.kind != Kind::View) {
         let is_begun_again = job.from.kind == Kind::Capped
             && is_continued
-            && job.streams.iter().any(|stream| !checkpoint.done.contains(stream));
+            && job
+                .streams
+                .iter()
+                .any(|stream| !checkpoint.done.contains(stream));
         if is_begun_again {
             drop_collection(context, &mut session, job).await?;
         }
@@ -134,7 +137,9 @@ pub(crate) async fn restore(
     for job in &jobs {
         if job.from.kind == Kind::View {
             if let Err(refusal) = make(context, &mut session, job, puts_expiry_off).await? {
-                outcome.failed_statements.push(format!("making the view {}: {refusal}", job.place()));
+                outcome
+                    .failed_statements
+                    .push(format!("making the view {}: {refusal}", job.place()));
             }
         } else {
             build_indexes(context, &mut session, job, puts_expiry_off, &mut outcome).await?;
@@ -143,7 +148,8 @@ pub(crate) async fn restore(
     if options.only.is_empty() && !puts_expiry_off {
         outcome.warnings.push(Warning {
             code: "mongodb.users_not_restored".to_owned(),
-            message: "users and roles of the backup were not restored: make them on the target".to_owned(),
+            message: "users and roles of the backup were not restored: make them on the target"
+                .to_owned(),
         });
     }
     Ok(outcome)
@@ -162,9 +168,10 @@ async fn jobs(
     selection: &Selection,
 ) -> Result<Vec<Job>, EngineError> {
     let all = catalogue(backup).await?;
-    if let Some(unknown) =
-        selection.unknown(all.iter().map(|one| (one.database.as_str(), one.name.as_str())))
-    {
+    if let Some(unknown) = selection.unknown(
+        all.iter()
+            .map(|one| (one.database.as_str(), one.name.as_str())),
+    ) {
         let mut there: Vec<String> = all.iter().map(Collection::namespace).collect();
         there.truncate(NAMED * 4);
         return Err(EngineError::Missing {
@@ -182,8 +189,12 @@ async fn jobs(
     if params.database.is_some() && databases.len() > 1 {
         return Err(EngineError::Missing {
             code: "selection",
-            what: format!("the target names one database, and {} are to be restored", databases.len()),
-            remedy: "leave the database out of the target's URL, or choose one with `--only shop`".to_owned(),
+            what: format!(
+                "the target names one database, and {} are to be restored",
+                databases.len()
+            ),
+            remedy: "leave the database out of the target's URL, or choose one with `--only shop`"
+                .to_owned(),
         });
     }
     Ok(chosen
@@ -248,7 +259,10 @@ async fn changed(
     while let Some(piece) = bytes.try_next().await? {
         cutter.feed(&piece);
         while let Some(stored) = cutter.next().map_err(|what| unusable(CHANGES, &what))? {
-            let key = stored.get_document("id").ok().and_then(|id| id_key(id).ok()?);
+            let key = stored
+                .get_document("id")
+                .ok()
+                .and_then(|id| id_key(id).ok()?);
             let (Ok(namespace), Some(key)) = (stored.get_str("namespace"), key) else {
                 return Err(unusable(CHANGES, "an entry that cannot be read"));
             };
@@ -277,7 +291,10 @@ async fn make_room(
     for job in jobs {
         if !there.contains_key(job.database.as_str()) {
             let found = catalog::collections(session, &job.database).await?;
-            there.insert(&job.database, found.into_iter().map(|one| one.name).collect());
+            there.insert(
+                &job.database,
+                found.into_iter().map(|one| one.name).collect(),
+            );
         }
     }
     let in_the_way: Vec<&Job> = jobs
@@ -289,13 +306,21 @@ async fn make_room(
         })
         .collect();
     if !in_the_way.is_empty() && !overwrite {
-        let names: Vec<String> = in_the_way.iter().take(NAMED).map(|job| job.place()).collect();
+        let names: Vec<String> = in_the_way
+            .iter()
+            .take(NAMED)
+            .map(|job| job.place())
+            .collect();
         let more = match in_the_way.len().saturating_sub(NAMED) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         return Err(EngineError::NotEmpty {
-            what: format!("{} has {}{more} already", session.server(), names.join(", ")),
+            what: format!(
+                "{} has {}{more} already",
+                session.server(),
+                names.join(", ")
+            ),
             remedy: REPLACE_IT.to_owned(),
         });
     }
@@ -366,11 +391,14 @@ async fn write_streams(plan: &Plan<'_>, jobs: &[Job]) -> Result<RestoreReport, E
             Ok(written)
         })
         .buffer_unordered(plan.context.parallel.max(1))
-        .try_fold(RestoreReport::default(), |mut all, (rows, bytes)| async move {
-            all.rows += rows;
-            all.bytes += bytes;
-            Ok(all)
-        })
+        .try_fold(
+            RestoreReport::default(),
+            |mut all, (rows, bytes)| async move {
+                all.rows += rows;
+                all.bytes += bytes;
+                Ok(all)
+            },
+        )
         .await
 }
 
@@ -423,7 +451,8 @@ async fn write_changes(
             let Ok(namespace) = stored.get_str("namespace") else {
                 return Err(unusable(CHANGES, "an entry that cannot be read"));
             };
-            let (Some(job), Ok(document)) = (jobs.get(namespace), stored.get_document("document")) else {
+            let (Some(job), Ok(document)) = (jobs.get(namespace), stored.get_document("document"))
+            else {
                 continue;
             };
             if inserter.as_ref().is_none_or(|(of, _)| of != namespace) {
@@ -479,7 +508,9 @@ async fn build_indexes(
         return Ok(());
     }
     for index in &indexes {
-        if let Err(refusal) = try_indexes(context, session, job, std::slice::from_ref(index)).await? {
+        if let Err(refusal) =
+            try_indexes(context, session, job, std::slice::from_ref(index)).await?
+        {
             let name = index.get_str("name").unwrap_or("without a name");
             // A message of the server's may hold values.
             outcome.failed_statements.push(format!(

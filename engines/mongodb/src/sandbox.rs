@@ -12,9 +12,7 @@ use fettler_model::{DatabaseUrl, Engine};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::{
-    catalog::all_databases, identify::require_writable, params::Params, session::Session,
-};
+use crate::{catalog::all_databases, identify::require_writable, params::Params, session::Session};
 
 /// What every prefix begins with.
 const MARK: &str = "fettler_";
@@ -79,11 +77,16 @@ pub(crate) async fn open(
     let mut session = Session::of_attempt(&params, context).await?;
     require_writable(&session)?;
     let mut random = [0; RANDOM_BYTES];
-    getrandom::fill(&mut random)
-        .map_err(|error| EngineError::local("asking for random bytes", std::io::Error::other(error)))?;
+    getrandom::fill(&mut random).map_err(|error| {
+        EngineError::local("asking for random bytes", std::io::Error::other(error))
+    })?;
     let prefix = format!("{MARK}{}_", hex::encode(random));
     params.scratch = Some(prefix.clone());
-    if all_databases(&mut session).await?.iter().any(|name| is_in(&params, name)) {
+    if all_databases(&mut session)
+        .await?
+        .iter()
+        .any(|name| is_in(&params, name))
+    {
         return Err(EngineError::Database {
             what: format!("{} has databases of the sandbox's name", session.server()),
             transient: true,
@@ -98,7 +101,11 @@ pub(crate) async fn open(
         until_job_ends: false,
     };
     context.artefacts.record(&artefact).await?;
-    Ok(Sandbox { target, artefacts: vec![artefact], continued: false })
+    Ok(Sandbox {
+        target,
+        artefacts: vec![artefact],
+        continued: false,
+    })
 }
 
 /// The server with the prefix, and without a database of its own; who knows the user stays the same.
@@ -112,7 +119,9 @@ fn scratch_target(server: &Target, prefix: &str) -> Result<Target, EngineError> 
     url.set_path("/");
     let kept: Vec<(String, String)> = url
         .query_pairs()
-        .filter(|(name, _)| !name.eq_ignore_ascii_case(SETTING) && !name.eq_ignore_ascii_case("authSource"))
+        .filter(|(name, _)| {
+            !name.eq_ignore_ascii_case(SETTING) && !name.eq_ignore_ascii_case("authSource")
+        })
         .map(|(name, value)| (name.into_owned(), value.into_owned()))
         .collect();
     url.query_pairs_mut()
@@ -120,9 +129,12 @@ fn scratch_target(server: &Target, prefix: &str) -> Result<Target, EngineError> 
         .extend_pairs(kept)
         .append_pair("authSource", &params.auth_source)
         .append_pair(SETTING, prefix);
-    let (url, _) =
-        DatabaseUrl::parse_with_password(url.as_str()).map_err(|error| failed(error.to_string()))?;
-    Ok(Target { url, password: server.password.clone() })
+    let (url, _) = DatabaseUrl::parse_with_password(url.as_str())
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(Target {
+        url,
+        password: server.password.clone(),
+    })
 }
 
 /// Removes what was made.
@@ -133,7 +145,10 @@ pub(crate) async fn remove(
     let by_hand = || "drop the databases whose names begin with its prefix by hand".to_owned();
     let Made::Databases { prefix } =
         Made::deserialize(&artefact.data).map_err(|error| EngineError::Unusable {
-            what: format!("the record of {} {:?} cannot be read: {error}", artefact.kind, artefact.name),
+            what: format!(
+                "the record of {} {:?} cannot be read: {error}",
+                artefact.kind, artefact.name
+            ),
             remedy: by_hand(),
         })?;
     if !is_prefix(&prefix) {
@@ -144,14 +159,20 @@ pub(crate) async fn remove(
     }
     let server = server.ok_or_else(|| EngineError::Missing {
         code: "sandbox",
-        what: format!("the sandbox's server is not known, and its databases ({prefix}…) cannot be removed"),
+        what: format!(
+            "the sandbox's server is not known, and its databases ({prefix}…) cannot be removed"
+        ),
         remedy: by_hand(),
     })?;
     let mut session = Session::visit(&Params::of(server)?).await?;
     for name in all_databases(&mut session).await? {
         if name.starts_with(&prefix) {
             session
-                .run(&name, rawdoc! { "dropDatabase": 1 }, &format!("removing {name}"))
+                .run(
+                    &name,
+                    rawdoc! { "dropDatabase": 1 },
+                    &format!("removing {name}"),
+                )
                 .await?;
         }
     }
@@ -165,7 +186,15 @@ mod tests {
     #[test]
     fn nothing_but_a_whole_prefix_is_ours() {
         assert!(is_prefix("fettler_0123456789abcdef_"));
-        for other in ["", "fettler_", "fettler__", "fettler_0123_", "shop", "fettler_0123456789abcdeg_", "fettler_0123456789abcdef"] {
+        for other in [
+            "",
+            "fettler_",
+            "fettler__",
+            "fettler_0123_",
+            "shop",
+            "fettler_0123456789abcdeg_",
+            "fettler_0123456789abcdef",
+        ] {
             assert!(!is_prefix(other), "{other}");
         }
     }
@@ -183,7 +212,10 @@ mod tests {
         ] {
             let made = scratch_target(&target(server), "fettler_0123456789abcdef_").unwrap();
             let params = Params::of(&made).unwrap();
-            assert_eq!((params.auth_source.as_str(), params.database), (source, None));
+            assert_eq!(
+                (params.auth_source.as_str(), params.database),
+                (source, None)
+            );
             assert_eq!(params.scratch.as_deref(), Some("fettler_0123456789abcdef_"));
             assert!(made.password.is_some());
         }

@@ -44,7 +44,9 @@ impl Hash {
             Self::Sha1 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
             Self::Sha256 => hmac::HMAC_SHA256,
         };
-        hmac::sign(&hmac::Key::new(algorithm, key), text).as_ref().to_vec()
+        hmac::sign(&hmac::Key::new(algorithm, key), text)
+            .as_ref()
+            .to_vec()
     }
 
     fn digest(self, text: &[u8]) -> Vec<u8> {
@@ -79,7 +81,12 @@ pub(crate) struct Expected(Vec<u8>);
 
 impl Scram {
     /// Begins. MongoDB hashes the password before SHA-1, and prepares it as RFC 4013 says before SHA-256.
-    pub(crate) fn begin(hash: Hash, user: &str, password: &str, nonce: &str) -> Result<Self, String> {
+    pub(crate) fn begin(
+        hash: Hash,
+        user: &str,
+        password: &str,
+        nonce: &str,
+    ) -> Result<Self, String> {
         let password = match hash {
             Hash::Sha1 => {
                 let whole = Md5::digest(format!("{user}:mongo:{password}"));
@@ -135,7 +142,11 @@ impl Scram {
         let without_proof = format!("c=biws,r={nonce}");
         let all = format!("{},{server_first},{without_proof}", self.first_bare);
         let signature = hash.hmac(&hash.digest(&client_key), all.as_bytes());
-        let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(a, b)| a ^ b).collect();
+        let proof: Vec<u8> = client_key
+            .iter()
+            .zip(&signature)
+            .map(|(a, b)| a ^ b)
+            .collect();
         let server_key = hash.hmac(&salted, b"Server Key");
         Ok((
             format!("{without_proof},p={}", BASE64_STANDARD.encode(proof)),

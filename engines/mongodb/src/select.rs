@@ -56,7 +56,9 @@ impl Selection {
 
     /// Whether the documents of a collection are left out.
     pub(crate) fn is_excluded(&self, database: &str, collection: &str) -> bool {
-        self.exclude.iter().any(|part| part.fits(database, collection))
+        self.exclude
+            .iter()
+            .any(|part| part.fits(database, collection))
     }
 
     /// The first that was named and fits none of these.

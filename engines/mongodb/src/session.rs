@@ -160,7 +160,9 @@ pub(crate) struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("server", &self.server).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
     }
 }
 
@@ -212,11 +214,15 @@ impl Session {
         let greeting = |word: &str| {
             let mut greeting = RawDocumentBuf::new();
             put(&mut greeting, word, 1);
-            put(&mut greeting, "client", rawdoc! {
-                "application": { "name": name },
-                "driver": { "name": "fettler", "version": env!("CARGO_PKG_VERSION") },
-                "os": { "type": std::env::consts::OS },
-            });
+            put(
+                &mut greeting,
+                "client",
+                rawdoc! {
+                    "application": { "name": name },
+                    "driver": { "name": "fettler", "version": env!("CARGO_PKG_VERSION") },
+                    "os": { "type": std::env::consts::OS },
+                },
+            );
             if let Some(user) = &params.user {
                 let user = format!("{}.{user}", params.auth_source);
                 put(&mut greeting, "saslSupportedMechs", user);
@@ -248,7 +254,8 @@ impl Session {
                     put(&mut command, "user", user.as_str());
                 }
                 let said = self.try_run(&params.auth_source, command).await?;
-                said.map(drop).map_err(|refusal| refused(&refusal.to_string()))
+                said.map(drop)
+                    .map_err(|refusal| refused(&refusal.to_string()))
             }
             (_, None, _) => Ok(()),
             (_, Some(_), None) => Err(refused("no password was given")),
@@ -256,17 +263,24 @@ impl Session {
                 let payload = format!("\0{user}\0{}", password.expose());
                 let command = sasl_start("PLAIN", payload.as_bytes());
                 let said = self.try_run(&params.auth_source, command).await?;
-                said.map(drop).map_err(|refusal| refused(&refusal.to_string()))
+                said.map(drop)
+                    .map_err(|refusal| refused(&refusal.to_string()))
             }
             (mechanism, Some(user), Some(password)) => {
-                let offered = |hash: Hash| self.hello.mechanisms.iter().any(|one| one == hash.mechanism());
+                let offered = |hash: Hash| {
+                    self.hello
+                        .mechanisms
+                        .iter()
+                        .any(|one| one == hash.mechanism())
+                };
                 let hash = match mechanism {
                     Some(Mechanism::ScramSha1) => Hash::Sha1,
                     Some(Mechanism::ScramSha256) => Hash::Sha256,
                     _ if offered(Hash::Sha1) && !offered(Hash::Sha256) => Hash::Sha1,
                     _ => Hash::Sha256,
                 };
-                self.scram(&params.auth_source, hash, user, password.expose()).await
+                self.scram(&params.auth_source, hash, user, password.expose())
+                    .await
             }
         }
     }
@@ -286,15 +300,19 @@ impl Session {
             }
         };
         let mut nonce = [0; 24];
-        getrandom::fill(&mut nonce)
-            .map_err(|error| EngineError::local("asking for random bytes", std::io::Error::other(error)))?;
+        getrandom::fill(&mut nonce).map_err(|error| {
+            EngineError::local("asking for random bytes", std::io::Error::other(error))
+        })?;
         let nonce = BASE64_STANDARD_NO_PAD.encode(nonce);
         let scram = Scram::begin(hash, user, password, &nonce).map_err(&refused)?;
         let start = sasl_start(hash.mechanism(), scram.first().as_bytes());
         let said = self.try_run(source, start).await?;
         let said = said.map_err(|refusal| refused(refusal.to_string()))?;
         let (answer, expected) = scram
-            .answer(&payload_of(&said).ok_or_else(|| refused("its answer cannot be read".to_owned()))?)
+            .answer(
+                &payload_of(&said)
+                    .ok_or_else(|| refused("its answer cannot be read".to_owned()))?,
+            )
             .map_err(&refused)?;
         let conversation = said.get_i32("conversationId").unwrap_or(1);
         let go_on = |payload: &[u8]| {
@@ -349,7 +367,11 @@ impl Session {
     ) -> Result<Answer, EngineError> {
         put(&mut command, "$db", database);
         if self.hello.is_secondary {
-            put(&mut command, "$readPreference", rawdoc! { "mode": "secondaryPreferred" });
+            put(
+                &mut command,
+                "$readPreference",
+                rawdoc! { "mode": "secondaryPreferred" },
+            );
         }
         if self.is_broken {
             return Err(EngineError::Unreachable {
@@ -419,7 +441,8 @@ impl Session {
         mut command: RawDocumentBuf,
         doing: &str,
     ) -> Result<Result<Cursor, Refusal>, EngineError> {
-        let is_find = matches!(command.iter().next(), Some(Ok((name, _))) if name.as_str() == "find");
+        let is_find =
+            matches!(command.iter().next(), Some(Ok((name, _))) if name.as_str() == "find");
         if is_find && !matches!(command.get("batchSize"), Ok(Some(_))) {
             put(&mut command, "batchSize", FIRST_BATCH);
         } else if !is_find {
@@ -454,14 +477,20 @@ impl Session {
         let mut found = Vec::new();
         while let Some(batch) = cursor.next(self).await? {
             for document in batch.documents() {
-                found.push(document.map_err(|what| self.unexpected(doing, &what))?.to_owned());
+                found.push(
+                    document
+                        .map_err(|what| self.unexpected(doing, &what))?
+                        .to_owned(),
+                );
             }
         }
         Ok(Ok(found))
     }
 
     /// The server's newest moment in its oplog; nothing where it has no oplog, or none that this user may read.
-    pub(crate) async fn newest_moment(&mut self) -> Result<Result<Option<Timestamp>, Refusal>, EngineError> {
+    pub(crate) async fn newest_moment(
+        &mut self,
+    ) -> Result<Result<Option<Timestamp>, Refusal>, EngineError> {
         let mut command = rawdoc! {
             "find": "oplog.rs",
             "sort": { "$natural": -1 },
@@ -540,7 +569,9 @@ impl Batch {
                 .or_else(|_| cursor.get_array("nextBatch"))
                 .ok()
         });
-        let missing = list.is_none().then(|| Err("a cursor without documents".to_owned()));
+        let missing = list
+            .is_none()
+            .then(|| Err("a cursor without documents".to_owned()));
         list.into_iter()
             .flatten()
             .map(|element| match element {
@@ -559,7 +590,10 @@ impl Batch {
 
 impl Cursor {
     /// The next documents; nothing at the end.
-    pub(crate) async fn next(&mut self, session: &mut Session) -> Result<Option<Batch>, EngineError> {
+    pub(crate) async fn next(
+        &mut self,
+        session: &mut Session,
+    ) -> Result<Option<Batch>, EngineError> {
         self.try_next(session)
             .await?
             .map_err(|refusal| refusal.doing(session.server(), &self.doing))
@@ -585,8 +619,8 @@ impl Cursor {
             Ok(answer) => answer,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let head = CursorHead::of(&answer)
-            .ok_or_else(|| session.unexpected(&self.doing, &"no cursor"))?;
+        let head =
+            CursorHead::of(&answer).ok_or_else(|| session.unexpected(&self.doing, &"no cursor"))?;
         self.id = head.id;
         Ok(Ok(Some(self.seen(Batch(answer)))))
     }

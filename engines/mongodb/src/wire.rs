@@ -55,9 +55,7 @@ pub(crate) fn encode(id: i32, command: &RawDocument, sequence: Option<Sequence<'
 pub(crate) async fn read_answer(wire: &mut dyn Wire, id: i32) -> io::Result<RawDocumentBuf> {
     let mut header = [0; HEADER];
     wire.read_exact(&mut header).await?;
-    let number = |at: usize| {
-        i32::from_le_bytes(std::array::from_fn(|byte| header[at * 4 + byte]))
-    };
+    let number = |at: usize| i32::from_le_bytes(std::array::from_fn(|byte| header[at * 4 + byte]));
     let length = usize::try_from(number(0)).unwrap_or(0);
     if !(HEADER + 4 + 1 + 5..=LONGEST_MESSAGE + 16 * 1024).contains(&length) {
         return Err(malformed(format!("a message of {length} bytes")));
@@ -82,7 +80,9 @@ fn decode(mut body: Vec<u8>) -> io::Result<RawDocumentBuf> {
         body.truncate(end);
     }
     if body.get(4) != Some(&0) {
-        return Err(malformed("an answer that begins with no document".to_owned()));
+        return Err(malformed(
+            "an answer that begins with no document".to_owned(),
+        ));
     }
     body.drain(..5);
     RawDocumentBuf::from_bytes(body).map_err(|error| malformed(error.to_string()))
@@ -130,7 +130,10 @@ mod tests {
         assert_eq!(message.len(), at + 1 + 4 + 10 + one.as_bytes().len());
         assert_eq!(message[at], 1);
         assert_eq!(message[at + 1], (4 + 10 + one.as_bytes().len()) as u8);
-        assert_eq!(i32::from_le_bytes(message[..4].try_into().unwrap()) as usize, message.len());
+        assert_eq!(
+            i32::from_le_bytes(message[..4].try_into().unwrap()) as usize,
+            message.len()
+        );
     }
 
     #[test]

@@ -116,7 +116,10 @@ impl MongodbServer {
                 let classes = |part: &str| folder.join(part).display().to_string();
                 command
                     .arg(JAVA_MEMORY)
-                    .args(["-cp", &format!("{}:{}", classes("jars/*"), classes("classes"))])
+                    .args([
+                        "-cp",
+                        &format!("{}:{}", classes("jars/*"), classes("classes")),
+                    ])
                     .args(["Launch", &self.port.to_string()]);
                 Ok(command)
             }
@@ -171,6 +174,13 @@ impl MongodbServer {
     /// The URL of a user of PostgreSQL's, whom FerretDB lets in by the same password.
     #[must_use]
     pub fn url_as(&self, user: &str, password: &str) -> String {
+        let password: String = password
+            .bytes()
+            .map(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+                other => format!("%{other:02X}"),
+            })
+            .collect();
         format!(
             "mongodb://{user}:{password}@127.0.0.1:{}/?authMechanism=PLAIN",
             self.port

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bson::{
-    Binary, Bson, DateTime, Decimal128, Document, Regex, Timestamp, doc,
-    oid::ObjectId, spec::BinarySubtype,
+    Binary, Bson, DateTime, Decimal128, Document, Regex, Timestamp, doc, oid::ObjectId,
+    spec::BinarySubtype,
 };
 use fettler_engine::{
     BackupOptions, BackupReport, DatabaseEngine as _, EngineContext, EngineError, RestoreOptions,
@@ -13,9 +13,7 @@ use fettler_engine::{
 };
 use fettler_engine_mongodb::MongodbEngine;
 use fettler_model::{DatabaseUrl, JobId, ObjectFacts};
-use fettler_test_servers::{MongodbKind, MongodbServer};
-
-use crate::client::Client;
+use fettler_test_servers::{MongodbClient, MongodbKind, MongodbServer};
 
 pub const ENGINE: MongodbEngine = MongodbEngine::new();
 
@@ -49,8 +47,8 @@ pub fn server(kind: MongodbKind) -> MongodbServer {
     MongodbServer::start(kind).unwrap()
 }
 
-pub fn client(server: &MongodbServer) -> Client {
-    Client::new(server.port())
+pub fn client(server: &MongodbServer) -> MongodbClient {
+    MongodbClient::new(server.port())
 }
 
 pub fn target(url: &str) -> Target {
@@ -132,7 +130,8 @@ pub async fn close(sandbox: &Sandbox, server: &str) {
 /// What a proof would find wrong.
 pub fn mismatches(expected: &[ObjectFacts], copy: &[ObjectFacts]) -> Vec<String> {
     let mut found = Vec::new();
-    let same = |one: &ObjectFacts, other: &ObjectFacts| one.name == other.name && one.kind == other.kind;
+    let same =
+        |one: &ObjectFacts, other: &ObjectFacts| one.name == other.name && one.kind == other.kind;
     for object in expected {
         if let Some(fingerprint) = object.fingerprint
             && object.independent_rows != Some(fingerprint.rows)
@@ -172,7 +171,7 @@ pub async fn prove_after(
     backup: &MemorySource,
     report: &BackupReport,
     on: &MongodbServer,
-    meddle: impl FnOnce(&mut Client, &str),
+    meddle: impl FnOnce(&mut MongodbClient, &str),
 ) -> Vec<String> {
     let attempt = Attempt::new();
     let sandbox = ENGINE
@@ -198,13 +197,20 @@ pub async fn prove_after(
         .unwrap();
     close(&sandbox, &on.url()).await;
     let left = client(on).databases();
-    assert!(!left.iter().any(|name| name.starts_with(prefix)), "{left:?}");
+    assert!(
+        !left.iter().any(|name| name.starts_with(prefix)),
+        "{left:?}"
+    );
     let mut found = restored.failed_statements;
     found.extend(mismatches(&report.objects, &copy));
     found
 }
 
-pub async fn prove(backup: &MemorySource, report: &BackupReport, on: &MongodbServer) -> Vec<String> {
+pub async fn prove(
+    backup: &MemorySource,
+    report: &BackupReport,
+    on: &MongodbServer,
+) -> Vec<String> {
     prove_after(backup, report, on, |_, _| ()).await
 }
 
@@ -266,9 +272,16 @@ pub fn fill(server: &MongodbServer) {
             pattern: bson::cstr!("^a.*b$").to_owned(),
             options: bson::cstr!("i").to_owned(),
         }),
-        Bson::Timestamp(Timestamp { time: 5, increment: 6 }),
+        Bson::Timestamp(Timestamp {
+            time: 5,
+            increment: 6,
+        }),
         Bson::Array(Vec::new()),
-        Bson::Array(vec![Bson::Int32(1), Bson::String("two".to_owned()), Bson::Null]),
+        Bson::Array(vec![
+            Bson::Int32(1),
+            Bson::String("two".to_owned()),
+            Bson::Null,
+        ]),
         Bson::Document(doc! {}),
         Bson::Document(doc! { "z": 1, "a": { "m": [{ "x": 1 }] } }),
     ];

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod client;
 mod common;
 mod everything;
 mod login;

@@ -19,18 +19,28 @@ async fn one_collection_one_database_and_what_a_pattern_fits_come_back_alone() {
     for kind in MongodbKind::ALL {
         let source = server(kind);
         let mut filler = client(&source);
-        for (database, collection) in [("shop", "orders"), ("shop", "log_1"), ("shop", "log_2"), ("web", "log_1")] {
+        for (database, collection) in [
+            ("shop", "orders"),
+            ("shop", "log_1"),
+            ("shop", "log_2"),
+            ("web", "log_1"),
+        ] {
             filler.insert(database, collection, orders(0, 30));
         }
         let (backup, report) = back_up(&source.url()).await;
         for (names, expected) in [
             (vec!["shop.orders"], vec!["shop.orders"]),
-            (vec!["shop"], vec!["shop.log_1", "shop.log_2", "shop.orders"]),
+            (
+                vec!["shop"],
+                vec!["shop.log_1", "shop.log_2", "shop.orders"],
+            ),
             (vec!["shop.log_*"], vec!["shop.log_1", "shop.log_2"]),
             (vec!["*.log_1"], vec!["shop.log_1", "web.log_1"]),
         ] {
             let copy = server(kind);
-            try_restore(&backup, &report, &copy.url(), &only(&names)).await.unwrap();
+            try_restore(&backup, &report, &copy.url(), &only(&names))
+                .await
+                .unwrap();
             let mut copied = client(&copy);
             let mut there = Vec::new();
             for database in ["shop", "web"] {
@@ -52,10 +62,14 @@ async fn a_database_comes_back_under_another_name_beside_the_first() {
         client(&source).insert("web", "pages", orders(0, 30));
         let (backup, report) = back_up(&source.url()).await;
         let place = format!("{}shop2", source.url());
-        try_restore(&backup, &report, &place, &only(&["shop"])).await.unwrap();
+        try_restore(&backup, &report, &place, &only(&["shop"]))
+            .await
+            .unwrap();
         let mut copied = client(&source);
         assert_eq!(copied.all("shop2", "orders"), copied.all("shop", "orders"));
-        let error = try_restore(&backup, &report, &place, &RestoreOptions::default()).await.unwrap_err();
+        let error = try_restore(&backup, &report, &place, &RestoreOptions::default())
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("one database"), "{error}");
     }
 }
@@ -78,7 +92,9 @@ async fn what_the_backup_does_not_have_is_told_with_what_it_has() {
     let source = server(MongodbKind::WithOplog);
     client(&source).insert("shop", "orders", vec![doc! { "_id": 1 }]);
     let (backup, report) = back_up(&source.url()).await;
-    let error = try_restore(&backup, &report, &source.url(), &only(&["shop.order"])).await.unwrap_err();
+    let error = try_restore(&backup, &report, &source.url(), &only(&["shop.order"]))
+        .await
+        .unwrap_err();
     let problem = Problem::from(error);
     assert_eq!(problem.code, "engine.missing.selection");
     assert!(problem.remedy.contains("shop.orders"), "{problem:?}");

@@ -1,11 +1,16 @@
 //! What is refused, and what is said then.
 
 use bson::doc;
-use fettler_engine::{BackupOptions, DatabaseEngine as _, EngineError, RestoreOptions, testing::MemorySink};
+use fettler_engine::{
+    BackupOptions, DatabaseEngine as _, EngineError, RestoreOptions, testing::MemorySink,
+};
 use fettler_model::{ErrorClass, Problem};
 use fettler_test_servers::{MongodbKind, TcpProxy, free_port};
 
-use crate::common::{Attempt, ENGINE, back_up, client, orders, prove, restore, server, target, try_back_up, try_restore};
+use crate::common::{
+    Attempt, ENGINE, back_up, client, orders, prove, restore, server, target, try_back_up,
+    try_restore,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_there_is_replaced_unless_that_was_said() {
@@ -17,14 +22,28 @@ async fn nothing_that_is_there_is_replaced_unless_that_was_said() {
         let mut there = client(&copy);
         there.insert("shop", "orders", vec![doc! { "_id": "mine" }]);
         there.insert("shop", "other", vec![doc! { "_id": "mine" }]);
-        let error = try_restore(&backup, &report, &copy.url(), &RestoreOptions::default()).await.unwrap_err();
+        let error = try_restore(&backup, &report, &copy.url(), &RestoreOptions::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, EngineError::NotEmpty { .. }), "{error:?}");
         assert!(error.to_string().contains("shop.orders"), "{error}");
         assert_eq!(there.count("shop", "orders"), 1);
-        let options = RestoreOptions { overwrite: true, ..RestoreOptions::default() };
-        try_restore(&backup, &report, &copy.url(), &options).await.unwrap();
-        assert_eq!(there.all("shop", "orders"), client(&source).all("shop", "orders"));
-        assert_eq!(there.count("shop", "other"), 1, "what the backup does not have stays");
+        let options = RestoreOptions {
+            overwrite: true,
+            ..RestoreOptions::default()
+        };
+        try_restore(&backup, &report, &copy.url(), &options)
+            .await
+            .unwrap();
+        assert_eq!(
+            there.all("shop", "orders"),
+            client(&source).all("shop", "orders")
+        );
+        assert_eq!(
+            there.count("shop", "other"),
+            1,
+            "what the backup does not have stays"
+        );
     }
 }
 
@@ -43,19 +62,31 @@ async fn a_server_that_goes_away_in_the_middle_ends_the_attempt_and_another_one_
         client(&source).insert("shop", "orders", orders(0, 8000));
         let proxy = TcpProxy::start(source.port()).unwrap();
         proxy.cut_after_bytes_to_client(500_000);
-        let error = try_back_up(&source.url_via(proxy.port())).await.unwrap_err();
+        let error = try_back_up(&source.url_via(proxy.port()))
+            .await
+            .unwrap_err();
         assert_eq!(error.class(), ErrorClass::Transient, "{error:?}");
         let (backup, report) = back_up(&source.url()).await;
 
         let copy = server(kind);
         let proxy = TcpProxy::start(copy.port()).unwrap();
         proxy.cut_after_bytes_to_server(500_000);
-        let error = try_restore(&backup, &report, &source.url_via(proxy.port()), &RestoreOptions::default())
-            .await
-            .unwrap_err();
+        let error = try_restore(
+            &backup,
+            &report,
+            &source.url_via(proxy.port()),
+            &RestoreOptions::default(),
+        )
+        .await
+        .unwrap_err();
         assert_eq!(error.class(), ErrorClass::Transient, "{error:?}");
-        let options = RestoreOptions { overwrite: true, ..RestoreOptions::default() };
-        try_restore(&backup, &report, &copy.url(), &options).await.unwrap();
+        let options = RestoreOptions {
+            overwrite: true,
+            ..RestoreOptions::default()
+        };
+        try_restore(&backup, &report, &copy.url(), &options)
+            .await
+            .unwrap();
         assert_eq!(client(&copy).count("shop", "orders"), 8000);
     }
 }
@@ -89,7 +120,13 @@ async fn a_stop_ends_a_backup_and_a_restore_soon() {
     let attempt = Attempt::new();
     attempt.context.stop.cancel();
     let outcome = ENGINE
-        .restore(&attempt.context, &backup, &report, &target(&source.url()), &RestoreOptions::default())
+        .restore(
+            &attempt.context,
+            &backup,
+            &report,
+            &target(&source.url()),
+            &RestoreOptions::default(),
+        )
         .await;
     assert!(matches!(outcome, Err(EngineError::Stopped)), "{outcome:?}");
 }
@@ -122,7 +159,9 @@ async fn a_collection_that_is_dropped_while_it_is_read_makes_the_attempt_try_aga
     proxy.throttle(Some(400_000));
     let url = source.url_via(proxy.port());
     let dropping = tokio::task::spawn_blocking(move || {
-        proxy.wait_for_bytes_to_client(60_000, std::time::Duration::from_secs(30)).unwrap();
+        proxy
+            .wait_for_bytes_to_client(60_000, std::time::Duration::from_secs(30))
+            .unwrap();
         filler.run("shop", doc! { "drop": "orders" });
         proxy.throttle(None);
         proxy

@@ -1,7 +1,9 @@
 //! Attempts that were lost, and what the next one does.
 
 use bson::doc;
-use fettler_engine::{DatabaseEngine as _, EngineContext, EngineError, RestoreOptions, testing::MemorySource};
+use fettler_engine::{
+    DatabaseEngine as _, EngineContext, EngineError, RestoreOptions, testing::MemorySource,
+};
 use fettler_test_servers::MongodbKind;
 
 use crate::common::{Attempt, ENGINE, back_up, client, facts, mismatches, orders, server, target};
@@ -13,7 +15,13 @@ async fn restore_as(
     url: &str,
 ) -> Result<fettler_engine::RestoreReport, EngineError> {
     ENGINE
-        .restore(context, backup, report, &target(url), &RestoreOptions::default())
+        .restore(
+            context,
+            backup,
+            report,
+            &target(url),
+            &RestoreOptions::default(),
+        )
         .await
 }
 
@@ -35,15 +43,28 @@ async fn p3_a_restore_goes_on_where_the_last_attempt_was_lost() {
         // The store goes away while a stream is read.
         backup.fails_after = Some(300_000);
         let lost = restore_as(&attempt.context, &backup, &report, &copy.url()).await;
-        assert!(matches!(lost, Err(EngineError::Unreachable { .. })), "{lost:?}");
+        assert!(
+            matches!(lost, Err(EngineError::Unreachable { .. })),
+            "{lost:?}"
+        );
         backup.fails_after = None;
-        let again = restore_as(&attempt.next(2), &backup, &report, &copy.url()).await.unwrap();
+        let again = restore_as(&attempt.next(2), &backup, &report, &copy.url())
+            .await
+            .unwrap();
         assert_eq!(again.failed_statements, Vec::<String>::new());
-        assert_eq!(mismatches(&report.objects, &facts(&report, &copy.url()).await), Vec::<String>::new());
+        assert_eq!(
+            mismatches(&report.objects, &facts(&report, &copy.url()).await),
+            Vec::<String>::new()
+        );
         // A third attempt finds everything done.
-        let third = restore_as(&attempt.next(3), &backup, &report, &copy.url()).await.unwrap();
+        let third = restore_as(&attempt.next(3), &backup, &report, &copy.url())
+            .await
+            .unwrap();
         assert_eq!(third.rows, 0);
-        assert_eq!(mismatches(&report.objects, &facts(&report, &copy.url()).await), Vec::<String>::new());
+        assert_eq!(
+            mismatches(&report.objects, &facts(&report, &copy.url()).await),
+            Vec::<String>::new()
+        );
     }
 }
 
@@ -56,12 +77,21 @@ async fn p3_documents_that_are_there_already_are_written_again_and_are_there_onc
         let (backup, report) = back_up(&source.url()).await;
         let copy = server(kind);
         let attempt = Attempt::new();
-        restore_as(&attempt.context, &backup, &report, &copy.url()).await.unwrap();
+        restore_as(&attempt.context, &backup, &report, &copy.url())
+            .await
+            .unwrap();
         let mut checkpoint = attempt.record.checkpoint().unwrap();
         checkpoint["done"] = serde_json::json!([]);
-        fettler_engine::Checkpoints::save(&*attempt.record, checkpoint).await.unwrap();
+        fettler_engine::Checkpoints::save(&*attempt.record, checkpoint)
+            .await
+            .unwrap();
         client(&copy).update("shop", "a", doc! { "_id": 5 }, doc! { "_id": 5 });
-        restore_as(&attempt.next(2), &backup, &report, &copy.url()).await.unwrap();
-        assert_eq!(mismatches(&report.objects, &facts(&report, &copy.url()).await), Vec::<String>::new());
+        restore_as(&attempt.next(2), &backup, &report, &copy.url())
+            .await
+            .unwrap();
+        assert_eq!(
+            mismatches(&report.objects, &facts(&report, &copy.url()).await),
+            Vec::<String>::new()
+        );
     }
 }

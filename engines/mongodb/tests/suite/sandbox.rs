@@ -22,7 +22,13 @@ async fn a_scratch_area_touches_nothing_else_and_is_removed_by_its_record_alone(
         assert_eq!(attempt.record.artefacts(), sandbox.artefacts);
         let before = there.databases();
         ENGINE
-            .restore(&attempt.context, &backup, &report, &sandbox.target, &RestoreOptions::default())
+            .restore(
+                &attempt.context,
+                &backup,
+                &report,
+                &sandbox.target,
+                &RestoreOptions::default(),
+            )
             .await
             .unwrap();
         assert!(there.databases().len() > before.len());
@@ -49,8 +55,13 @@ async fn a_record_that_is_not_ours_removes_nothing() {
         .remove(0);
     for prefix in ["", "shop", "fettler_"] {
         artefact.data["prefix"] = prefix.into();
-        let outcome = ENGINE.remove_artefact(&artefact, Some(&target(&source.url()))).await;
-        assert!(matches!(outcome, Err(EngineError::Unusable { .. })), "{outcome:?}");
+        let outcome = ENGINE
+            .remove_artefact(&artefact, Some(&target(&source.url())))
+            .await;
+        assert!(
+            matches!(outcome, Err(EngineError::Unusable { .. })),
+            "{outcome:?}"
+        );
     }
     assert_eq!(client(&source).count("shop", "orders"), 3);
 }
@@ -62,7 +73,10 @@ async fn without_a_server_a_proof_says_how_to_name_one() {
     let mut request = request(&report, &source.url());
     request.spec = SandboxSpec::Automatic;
     request.server = None;
-    let error = ENGINE.open_sandbox(&Attempt::new().context, &request).await.unwrap_err();
+    let error = ENGINE
+        .open_sandbox(&Attempt::new().context, &request)
+        .await
+        .unwrap_err();
     match error {
         EngineError::Missing { remedy, .. } => assert!(remedy.contains("--sandbox"), "{remedy}"),
         other => panic!("{other:?}"),

@@ -1,19 +1,34 @@
-//! A client of the tests' own, which shares nothing with the engine's: it blocks, and takes documents apart.
+//! A client of MongoDB's protocol for tests, which shares nothing with the engine's: it blocks, and takes documents apart. What a
+//! server refuses, and what is no answer, is a panic: in a test, that is the report.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-};
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+#![allow(clippy::missing_panics_doc, reason = "said once, at the head")]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 
 use bson::{Bson, Document, doc};
 
-pub struct Client(TcpStream);
+/// A connection.
+#[derive(Debug)]
+pub struct MongodbClient(TcpStream);
 
-impl Client {
+impl MongodbClient {
+    /// Connects to a port of this machine.
+    ///
+    /// # Panics
+    ///
+    /// As all of these: where the server does not do what is asked.
+    #[must_use]
     pub fn new(port: u16) -> Self {
-        Self(TcpStream::connect(("127.0.0.1", port)).unwrap())
+        Self(TcpStream::connect(("127.0.0.1", port)).expect("the server is there"))
     }
 
+    /// Sends a command; gives the answer, also that which refuses it.
+    ///
+    /// # Errors
+    ///
+    /// The answer, where it says that not all was done.
     pub fn try_run(&mut self, database: &str, mut command: Document) -> Result<Document, Document> {
         command.insert("$db", database);
         let mut body = Vec::new();
@@ -33,22 +48,30 @@ impl Client {
         self.0.read_exact(&mut answer).unwrap();
         let answer = Document::from_reader(&answer[5..]).unwrap();
         match answer.get("ok") {
-            Some(Bson::Double(1.0) | Bson::Int32(1)) if !answer.contains_key("writeErrors") => Ok(answer),
+            Some(Bson::Double(1.0) | Bson::Int32(1)) if !answer.contains_key("writeErrors") => {
+                Ok(answer)
+            }
             _ => Err(answer),
         }
     }
 
+    /// Sends a command.
     pub fn run(&mut self, database: &str, command: Document) -> Document {
         self.try_run(database, command)
             .unwrap_or_else(|answer| panic!("{answer}"))
     }
 
+    /// Puts documents into a collection.
     pub fn insert(&mut self, database: &str, collection: &str, documents: Vec<Document>) {
         for some in documents.chunks(1000) {
-            self.run(database, doc! { "insert": collection, "documents": some.to_vec() });
+            self.run(
+                database,
+                doc! { "insert": collection, "documents": some.to_vec() },
+            );
         }
     }
 
+    /// Changes one document.
     pub fn update(&mut self, database: &str, collection: &str, query: Document, update: Document) {
         self.run(
             database,
@@ -56,6 +79,7 @@ impl Client {
         );
     }
 
+    /// Removes one document.
     pub fn delete(&mut self, database: &str, collection: &str, query: Document) {
         self.run(
             database,
@@ -63,6 +87,7 @@ impl Client {
         );
     }
 
+    /// All documents of a command that opens a cursor.
     pub fn list(&mut self, database: &str, command: Document) -> Vec<Document> {
         let mut found = Vec::new();
         let mut answer = self.run(database, command);
@@ -89,20 +114,29 @@ impl Client {
         found
     }
 
+    /// How many documents a collection has.
     pub fn count(&mut self, database: &str, collection: &str) -> usize {
         self.list(database, doc! { "find": collection }).len()
     }
 
+    /// The names of all databases.
     pub fn databases(&mut self) -> Vec<String> {
         let answer = self.run("admin", doc! { "listDatabases": 1, "nameOnly": true });
         answer
             .get_array("databases")
             .unwrap()
             .iter()
-            .map(|one| one.as_document().unwrap().get_str("name").unwrap().to_owned())
+            .map(|one| {
+                one.as_document()
+                    .unwrap()
+                    .get_str("name")
+                    .unwrap()
+                    .to_owned()
+            })
             .collect()
     }
 
+    /// The names of a database's collections, sorted.
     pub fn collections(&mut self, database: &str) -> Vec<String> {
         let mut names: Vec<String> = self
             .list(database, doc! { "listCollections": 1, "cursor": {} })
