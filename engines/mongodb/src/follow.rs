@@ -135,9 +135,9 @@ impl<'a> Follower<'a> {
 
     /// Takes in what the oplog has gained.
     async fn follow(&mut self, session: &mut Session) -> Result<(), EngineError> {
-        let newest = newest(session).await?;
+        let newest = newest(session, true).await?;
         let from = self.moment;
-        let mut entries = Entries::between(session, from, newest).await?;
+        let mut entries = Entries::between(session, from, newest, true).await?;
         while let Some(changes) = entries.next(session).await? {
             self.context.check_stop()?;
             self.context.progress.pulse();
@@ -458,8 +458,9 @@ impl<'a> Follower<'a> {
         from: Timestamp,
         since: &mut HashMap<String, Option<i64>>,
     ) -> Result<Timestamp, EngineError> {
-        let to = newest(session).await?;
-        let mut entries = Entries::between(session, from, to).await?;
+        // A count knows what this server has, settled or not.
+        let to = newest(session, false).await?;
+        let mut entries = Entries::between(session, from, to, false).await?;
         while let Some(changes) = entries.next(session).await? {
             self.context.check_stop()?;
             for change in changes {
@@ -501,8 +502,8 @@ pub(crate) async fn count(
         .and_then(|answer| crate::raw::number(&answer, "n")))
 }
 
-async fn newest(session: &mut Session) -> Result<Timestamp, EngineError> {
-    match session.newest_moment().await? {
+async fn newest(session: &mut Session, is_settled: bool) -> Result<Timestamp, EngineError> {
+    match session.newest_of(is_settled).await? {
         Ok(Some(moment)) => Ok(moment),
         Ok(None) => Err(session.unexpected(FOLLOWING, &"it is empty now")),
         Err(refusal) => Err(refusal.doing(session.server(), FOLLOWING)),
@@ -522,6 +523,7 @@ impl Entries {
         session: &mut Session,
         from: Timestamp,
         to: Timestamp,
+        is_settled: bool,
     ) -> Result<Self, EngineError> {
         if from == to {
             return Ok(Self {
@@ -535,7 +537,7 @@ impl Entries {
             "filter": { "ts": { "$gte": from, "$lte": to } },
             "sort": { "$natural": 1 },
         };
-        if session.hello.set_name.is_some() {
+        if is_settled && session.hello.set_name.is_some() {
             put(&mut command, "readConcern", rawdoc! { "level": "majority" });
         }
         let cursor = session

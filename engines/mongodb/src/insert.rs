@@ -163,7 +163,7 @@ fn refused(
         for error in errors {
             let error = error
                 .ok()
-                .and_then(|error| error.as_document())
+                .and_then(bson::RawBsonRef::as_document)
                 .ok_or_else(|| session.unexpected(doing, &"a refusal that cannot be read"))?;
             let refusal = Refusal::of(error);
             if refusal.code != code::DUPLICATE_KEY {

@@ -168,10 +168,11 @@ async fn jobs(
     selection: &Selection,
 ) -> Result<Vec<Job>, EngineError> {
     let all = catalogue(backup).await?;
-    if let Some(unknown) = selection.unknown(
-        all.iter()
-            .map(|one| (one.database.as_str(), one.name.as_str())),
-    ) {
+    let names: Vec<(&str, &str)> = all
+        .iter()
+        .map(|one| (one.database.as_str(), one.name.as_str()))
+        .collect();
+    if let Some(unknown) = selection.unknown(&names) {
         let mut there: Vec<String> = all.iter().map(Collection::namespace).collect();
         there.truncate(NAMED * 4);
         return Err(EngineError::Missing {

@@ -62,15 +62,12 @@ impl Selection {
     }
 
     /// The first that was named and fits none of these.
-    pub(crate) fn unknown<'a>(
-        &self,
-        there: impl Iterator<Item = (&'a str, &'a str)> + Clone,
-    ) -> Option<&str> {
+    pub(crate) fn unknown(&self, there: &[(&str, &str)]) -> Option<&str> {
         self.only
             .iter()
             .find(|part| {
                 !there
-                    .clone()
+                    .iter()
                     .any(|(database, collection)| part.fits(database, collection))
             })
             .map(|part| part.text.as_str())
@@ -160,7 +157,7 @@ mod tests {
         assert!(selection.has("shop", "orders") && selection.has("web", "log.1"));
         assert!(!selection.has("web", "users") && !selection.has("shop2", "x"));
         let there = [("shop", "orders")];
-        assert_eq!(selection.unknown(there.iter().copied()), Some("web.log.*"));
+        assert_eq!(selection.unknown(&there), Some("web.log.*"));
         assert!(Selection::of_restore(&[]).unwrap().has("any", "thing"));
         let excluded = Selection::of_backup(Some("shop"), &["shop.tmp_*".to_owned()]).unwrap();
         assert!(excluded.has("shop", "tmp_1") && excluded.is_excluded("shop", "tmp_1"));

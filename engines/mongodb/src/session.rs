@@ -487,9 +487,17 @@ impl Session {
         Ok(Ok(found))
     }
 
-    /// The server's newest moment in its oplog; nothing where it has no oplog, or none that this user may read.
+    /// The newest moment of the server's oplog that is settled in the whole set; nothing where the oplog is empty.
     pub(crate) async fn newest_moment(
         &mut self,
+    ) -> Result<Result<Option<Timestamp>, Refusal>, EngineError> {
+        self.newest_of(true).await
+    }
+
+    /// The newest moment, of what is settled in the whole set or of what this server has.
+    pub(crate) async fn newest_of(
+        &mut self,
+        is_settled: bool,
     ) -> Result<Result<Option<Timestamp>, Refusal>, EngineError> {
         let mut command = rawdoc! {
             "find": "oplog.rs",
@@ -497,7 +505,7 @@ impl Session {
             "limit": 1,
             "singleBatch": true,
         };
-        if self.hello.set_name.is_some() {
+        if is_settled && self.hello.set_name.is_some() {
             put(&mut command, "readConcern", rawdoc! { "level": "majority" });
         }
         Ok(self
@@ -628,9 +636,8 @@ impl Cursor {
     /// Lets the next batch be of about [`BATCH_BYTES`].
     fn seen(&mut self, batch: Batch) -> Batch {
         let documents = batch.documents().count();
-        if documents > 0 {
-            let each = (batch.bytes() / documents).max(1);
-            let most = (BATCH_BYTES / each).clamp(1, LARGEST_BATCH);
+        if let Some(each) = batch.bytes().checked_div(documents) {
+            let most = (BATCH_BYTES / each.max(1)).clamp(1, LARGEST_BATCH);
             self.batch_size = i32::try_from(most).unwrap_or(FIRST_BATCH);
         }
         batch

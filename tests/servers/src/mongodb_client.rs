@@ -62,7 +62,13 @@ impl MongodbClient {
     }
 
     /// Puts documents into a collection.
-    pub fn insert(&mut self, database: &str, collection: &str, documents: Vec<Document>) {
+    pub fn insert(
+        &mut self,
+        database: &str,
+        collection: &str,
+        documents: impl IntoIterator<Item = Document>,
+    ) {
+        let documents: Vec<Document> = documents.into_iter().collect();
         for some in documents.chunks(1000) {
             self.run(
                 database,

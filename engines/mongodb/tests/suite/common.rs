@@ -331,8 +331,7 @@ pub fn fill(server: &MongodbServer) {
         "shop",
         "large",
         (0..3)
-            .map(|n| doc! { "_id": n, "bytes": binary(BinarySubtype::Generic, noise(900_000, n as u64)) })
-            .collect(),
+            .map(|n| doc! { "_id": n, "bytes": binary(BinarySubtype::Generic, noise(900_000, n as u64)) }),
     );
     client.run("shop", doc! { "create": "empty" });
     client.run(

@@ -7,6 +7,7 @@ mod everything;
 mod login;
 mod part;
 mod proof;
+mod ranges;
 mod refusals;
 mod resume;
 mod sandbox;
