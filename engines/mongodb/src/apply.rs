@@ -180,9 +180,9 @@ mod tests {
 
     use super::*;
 
-    fn applied(document: RawDocumentBuf, change: RawDocumentBuf) -> RawDocumentBuf {
-        let once = apply(&document, &change).unwrap();
-        assert_eq!(apply(&once, &change).unwrap(), once, "applied twice");
+    fn applied(document: &RawDocument, change: &RawDocument) -> RawDocumentBuf {
+        let once = apply(document, change).unwrap();
+        assert_eq!(apply(&once, change).unwrap(), once, "applied twice");
         once
     }
 
@@ -191,13 +191,13 @@ mod tests {
         let document = rawdoc! { "_id": 1, "a": { "b": [1, { "c": 2 }] }, "z": 0 };
         assert_eq!(
             applied(
-                document.clone(),
-                rawdoc! { "$v": 1, "$set": { "a.b.1.c": 3, "n.m": "x" }, "$unset": { "z": true } }
+                &document,
+                &rawdoc! { "$v": 1, "$set": { "a.b.1.c": 3, "n.m": "x" }, "$unset": { "z": true } }
             ),
             rawdoc! { "_id": 1, "a": { "b": [1, { "c": 3 }] }, "n": { "m": "x" } }
         );
         assert_eq!(
-            applied(document, rawdoc! { "$set": { "a.b.3": true } }),
+            applied(&document, &rawdoc! { "$set": { "a.b.3": true } }),
             rawdoc! { "_id": 1, "a": { "b": [1, { "c": 2 }, null, true] }, "z": 0 }
         );
     }
@@ -208,30 +208,30 @@ mod tests {
         let document = rawdoc! { "_id": 1, "count": 4, "tags": ["a", "b"], "deep": { "x": 1, "y": 2 }, "old": 1 };
         assert_eq!(
             applied(
-                document.clone(),
-                rawdoc! { "$v": 2, "diff": { "d": { "old": false }, "u": { "count": 5 }, "i": { "new": true }, "sdeep": { "u": { "x": 9 } } } },
+                &document,
+                &rawdoc! { "$v": 2, "diff": { "d": { "old": false }, "u": { "count": 5 }, "i": { "new": true }, "sdeep": { "u": { "x": 9 } } } },
             ),
             rawdoc! { "_id": 1, "count": 5, "tags": ["a", "b"], "deep": { "x": 9, "y": 2 }, "new": true }
         );
         assert_eq!(
             applied(
-                document.clone(),
-                rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "u2": "c" } } }
+                &document,
+                &rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "u2": "c" } } }
             ),
             rawdoc! { "_id": 1, "count": 4, "tags": ["a", "b", "c"], "deep": { "x": 1, "y": 2 }, "old": 1 }
         );
         assert_eq!(
             applied(
-                document.clone(),
-                rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "l": 1 } } }
+                &document,
+                &rawdoc! { "$v": 2, "diff": { "stags": { "a": true, "l": 1 } } }
             ),
             rawdoc! { "_id": 1, "count": 4, "tags": ["a"], "deep": { "x": 1, "y": 2 }, "old": 1 }
         );
         let nested = rawdoc! { "_id": 1, "list": [{ "n": 1 }, { "n": 2 }] };
         assert_eq!(
             applied(
-                nested,
-                rawdoc! { "$v": 2, "diff": { "slist": { "a": true, "s1": { "u": { "n": 7 } } } } }
+                &nested,
+                &rawdoc! { "$v": 2, "diff": { "slist": { "a": true, "s1": { "u": { "n": 7 } } } } }
             ),
             rawdoc! { "_id": 1, "list": [{ "n": 1 }, { "n": 7 }] }
         );

@@ -58,7 +58,7 @@ async fn p4_one_change_of_one_document_is_found() {
                 );
             }),
             ("one lost", |client, shop| {
-                client.delete(shop, "orders", doc! { "_id": 77 })
+                client.delete(shop, "orders", doc! { "_id": 77 });
             }),
             ("one doubled and another lost", |client, shop| {
                 let mut one = client

@@ -173,3 +173,33 @@ async fn a_collection_that_is_dropped_while_it_is_read_makes_the_attempt_try_aga
         Ok((_, report)) => panic!("{report:?}"),
     }
 }
+
+/// What an oplog that is too small no longer holds was not followed: the attempt says so, and is no backup.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_oplog_that_no_longer_reaches_back_to_the_start_ends_the_attempt() {
+    let source = server(MongodbKind::WithOplog);
+    let mut filler = client(&source);
+    filler.insert("shop", "orders", orders(0, 4000));
+    let proxy = TcpProxy::start(source.port()).unwrap();
+    proxy.throttle(Some(400_000));
+    let url = source.url_via(proxy.port());
+    let losing = tokio::task::spawn_blocking(move || {
+        proxy
+            .wait_for_bytes_to_client(60_000, std::time::Duration::from_secs(30))
+            .unwrap();
+        let all = doc! { "delete": "oplog.rs", "deletes": [{ "q": {}, "limit": 0 }] };
+        filler.run("local", all);
+        filler.insert("shop", "orders", orders(5000, 5001));
+        proxy.throttle(None);
+        proxy
+    });
+    let outcome = try_back_up(&url).await;
+    let _proxy = losing.await.unwrap();
+    match outcome {
+        Err(error) => {
+            assert_eq!(error.class(), ErrorClass::Transient, "{error:?}");
+            assert!(error.to_string().contains("oplog"), "{error}");
+        }
+        Ok((_, report)) => panic!("{report:?}"),
+    }
+}
