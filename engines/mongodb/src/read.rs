@@ -11,7 +11,7 @@ use std::{
     sync::Mutex,
 };
 
-use bson::{RawDocument, RawDocumentBuf, raw::RawBsonRef, rawdoc};
+use bson::{RawDocument, RawDocumentBuf, rawdoc};
 use bytes::{Bytes, BytesMut};
 use fettler_engine::{Cut, EngineContext, EngineError, RowHasher, StreamEnd, StreamSink};
 use fettler_model::Fingerprint;
@@ -20,7 +20,7 @@ use crate::{
     catalog::{Collection, Kind},
     error::Refusal,
     params::Params,
-    raw::{ID, id_key, id_of, number, put, sorted_form},
+    raw::{id_key, id_of, number, put, sorted_form},
     session::{Cursor, Session},
 };
 
@@ -62,7 +62,7 @@ pub(crate) async fn ranges(
         Err(_) => 0,
     };
     let wanted = (bytes / RANGE_BYTES).min(MOST_RANGES);
-    if wanted < 2 || !keeps_to_ranges(session, collection).await? {
+    if wanted < 2 {
         return Ok(whole);
     }
     let mut sample = bson::RawArrayBuf::new();
@@ -72,12 +72,13 @@ pub(crate) async fn ranges(
     // The server's own order, by the collection's collation.
     sample.push(rawdoc! { "$sort": { "_id": 1 } });
     let command = rawdoc! { "aggregate": collection.name.as_str(), "pipeline": sample };
-    match session
+    let sampled = session
         .list(&collection.database, command, "dividing a collection")
-        .await?
-    {
-        Ok(found) => Ok(divide(&found)),
-        Err(_) => Ok(whole),
+        .await?;
+    let ranges = divide(&sampled.unwrap_or_default());
+    match ranges.get(ranges.len() / 2).map(|range| &range.from) {
+        Some(Some(middle)) if keeps_to_ranges(session, collection, middle).await? => Ok(ranges),
+        _ => Ok(whole),
     }
 }
 
@@ -107,35 +108,40 @@ fn divide(samples: &[RawDocumentBuf]) -> Vec<Range> {
     ranges
 }
 
-/// Whether the server reads no more than `min` and `max` say: below the least `_id`, and from the greatest on, there is nothing.
-pub(crate) async fn keeps_to_ranges(
+/// Whether the server reads no more than `min` and `max` say, tried at a document in the middle: from it on, it comes first;
+/// and up to the one that follows on it, that one does not come.
+async fn keeps_to_ranges(
     session: &mut Session,
     collection: &Collection,
+    middle: &RawDocumentBuf,
 ) -> Result<bool, EngineError> {
-    for (edge, value, own) in [
-        ("max", RawBsonRef::MinKey, RawBsonRef::MinKey),
-        ("min", RawBsonRef::MaxKey, RawBsonRef::MaxKey),
-    ] {
-        let mut bound = RawDocumentBuf::new();
-        put(&mut bound, ID, value);
+    let key = |document: &RawDocumentBuf| id_key(document).ok().flatten();
+    let mut look = async |max: Option<RawDocumentBuf>| {
         let mut command = rawdoc! {
             "find": collection.name.as_str(),
             "hint": { "_id": 1 },
-            "limit": 1,
+            "min": middle.clone(),
+            "limit": 2,
             "singleBatch": true,
         };
-        put(&mut command, edge, bound);
+        if let Some(max) = max {
+            put(&mut command, "max", max);
+        }
         let found = session
             .list(&collection.database, command, "trying a range")
             .await?;
-        match found.as_deref() {
-            Ok([]) => {}
-            // The one document that may be there.
-            Ok([one]) if matches!(one.get(ID), Ok(Some(id)) if id == own) => {}
-            _ => return Ok(false),
-        }
-    }
-    Ok(true)
+        Ok::<_, EngineError>(found.unwrap_or_default())
+    };
+    let from_it_on = look(None).await?;
+    let [first, second] = from_it_on.as_slice() else {
+        return Ok(false);
+    };
+    let Some(next) = id_of(second).filter(|_| key(first) == key(middle)) else {
+        return Ok(false);
+    };
+    let between = look(Some(next)).await?;
+    Ok(between.first().is_some_and(|one| key(one) == key(middle))
+        && between.iter().all(|one| key(one) != key(second)))
 }
 
 /// The command that reads a range.

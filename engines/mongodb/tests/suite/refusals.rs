@@ -131,16 +131,14 @@ async fn a_stop_ends_a_backup_and_a_restore_soon() {
     assert!(matches!(outcome, Err(EngineError::Stopped)), "{outcome:?}");
 }
 
-/// (T) Both servers take `min` and `max` and ignore them: read by ranges, each document would come as often as there are ranges.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_of_several_types_all_come_though_the_server_does_not_keep_to_ranges() {
+async fn ids_of_several_types_all_come() {
     for kind in MongodbKind::ALL {
         let source = server(kind);
         let mut filler = client(&source);
         filler.insert("shop", "mixed", orders(0, 200));
-        for n in 0..200 {
-            filler.insert("shop", "mixed", vec![doc! { "_id": format!("text {n}") }]);
-        }
+        let texts = (0..200).map(|n| doc! { "_id": format!("text {n}") });
+        filler.insert("shop", "mixed", texts);
         let (backup, report) = back_up(&source.url()).await;
         assert_eq!(prove(&backup, &report, &source).await, Vec::<String>::new());
         let copy = server(kind);
