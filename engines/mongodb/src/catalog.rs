@@ -13,6 +13,7 @@ use fettler_engine::EngineError;
 use crate::{
     error::code,
     raw::{put, sorted_form, without},
+    sandbox,
     select::Selection,
     session::Session,
 };
@@ -215,6 +216,7 @@ pub(crate) async fn databases(
         .await?
         .into_iter()
         .filter(|name| !OWN_DATABASES.contains(&name.as_str()) && selection.has_database(name))
+        .filter(|name| !sandbox::is_some_scratch(name))
         .collect();
     found.sort_unstable();
     Ok(found)

@@ -51,6 +51,13 @@ fn is_prefix(text: &str) -> bool {
         })
 }
 
+/// Whether a database lies in some proof's scratch area: it comes and goes, and is no part of a backup.
+pub(crate) fn is_some_scratch(database: &str) -> bool {
+    database
+        .get(..MARK.len() + RANDOM_BYTES * 2 + 1)
+        .is_some_and(is_prefix)
+}
+
 /// Makes a place for a proof.
 pub(crate) async fn open(
     context: &EngineContext,
@@ -196,6 +203,19 @@ mod tests {
             "fettler_0123456789abcdef",
         ] {
             assert!(!is_prefix(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn databases_of_a_scratch_area_are_told_by_their_name() {
+        assert!(is_some_scratch("fettler_0123456789abcdef_shop"));
+        for other in [
+            "fettler_shop",
+            "shop",
+            "fettler_0123456789abcdefshop",
+            "fettler_0123456789abcde\u{e9}_x",
+        ] {
+            assert!(!is_some_scratch(other), "{other}");
         }
     }
 

@@ -32,6 +32,9 @@ async fn a_scratch_area_touches_nothing_else_and_is_removed_by_its_record_alone(
             .await
             .unwrap();
         assert!(there.databases().len() > before.len());
+        // Another backup does not take it along.
+        let (_, meanwhile) = back_up(&source.url()).await;
+        assert_eq!(meanwhile.objects.len(), report.objects.len());
         assert_eq!(there.count("shop", "orders"), 30);
         // Another process, after a crash, knows the record alone. What is gone is no error.
         close(&sandbox, &source.url()).await;
