@@ -31,7 +31,7 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
     let (url, password) = DatabaseUrl::parse_with_password(text).map_err(|error| {
         Failure::usage(
             error.to_string(),
-            "write `postgres://user@host/database`, `redis://host`, or the path of a SQLite file",
+            "write `postgres://user@host/database`, `redis://host`, `mongodb://host`, or the path of a SQLite file",
         )
     })?;
     let url = url
@@ -350,6 +350,15 @@ fn free_name(
                 (host, number) => format!("{host}-{number}"),
             }
         }),
+        Engine::Mongodb => url::Url::parse(url.as_str()).ok().map(|url| {
+            let database = url.path().trim_matches('/');
+            match (url.host_str().unwrap_or_default(), database) {
+                // A socket: its path names nothing.
+                (host, "") if host.contains('%') => String::new(),
+                (host, "") => host.to_owned(),
+                (_, database) => database.to_owned(),
+            }
+        }),
     }
     .unwrap_or_default();
     let mut base: String = raw
@@ -401,7 +410,7 @@ pub(crate) async fn sandbox(
             if url.path().is_some() {
                 return Err(Failure::usage(
                     format!("{text:?} is no sandbox"),
-                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database` or `redis://host`",
+                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`, `redis://host` or `mongodb://host`",
                 ));
             }
             SandboxSpec::Server {
@@ -537,6 +546,12 @@ mod tests {
         assert_eq!(name("postgres://ann@db", &[]), "ann");
         assert_eq!(name("redis://Cache.example:6380/3", &[]), "cache.example-3");
         assert_eq!(name("redis+unix:///run/x.sock", &[]), "redis");
+        assert_eq!(
+            name("mongodb://Data.example:7000/?tls=true", &[]),
+            "data.example"
+        );
+        assert_eq!(name("mongodb://data.example/Shop", &[]), "shop");
+        assert_eq!(name("mongodb://%2Frun%2Fx.sock/", &[]), "mongodb");
         assert_eq!(name("/srv/_.db", &[]), "sqlite");
     }
 }

@@ -22,6 +22,8 @@ pub enum Engine {
     Sqlite,
     /// Redis and Valkey.
     Redis,
+    /// MongoDB.
+    Mongodb,
 }
 
 impl Engine {
@@ -32,6 +34,7 @@ impl Engine {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
             Self::Redis => "redis",
+            Self::Mongodb => "mongodb",
         }
     }
 
@@ -42,6 +45,7 @@ impl Engine {
             Self::Postgres => Some(5432),
             Self::Sqlite => None,
             Self::Redis => Some(6379),
+            Self::Mongodb => Some(27017),
         }
     }
 }
@@ -60,6 +64,7 @@ impl FromStr for Engine {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
             "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "rdb" => Ok(Self::Redis),
+            "mongodb" | "mongodb+srv" => Ok(Self::Mongodb),
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -70,12 +75,12 @@ impl FromStr for Engine {
 pub enum InvalidUrl {
     /// No engine has this scheme.
     #[error(
-        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `sqlite:/path` or the path of a SQLite file"
+        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `mongodb://host`, `sqlite:/path` or the path of a SQLite file"
     )]
     UnknownScheme(String),
     /// Not a URL, not a path.
     #[error(
-        "the database's URL cannot be read ({0}): write it as `postgres://user@host:port/database` or `redis://host:port`"
+        "the database's URL cannot be read ({0}): write it as `postgres://user@host:port/database`, `redis://host:port` or `mongodb://host:port`"
     )]
     Malformed(String),
 }
@@ -273,6 +278,17 @@ mod tests {
             assert_eq!(password.unwrap().expose(), "s@crt");
             assert_eq!(url.as_str(), kept);
         }
+    }
+
+    #[test]
+    fn mongodb_is_named_by_its_scheme_and_keeps_what_is_no_password() {
+        let (url, password) =
+            DatabaseUrl::parse_with_password("mongodb://ann:s%40crt@DB1/shop?authSource=admin")
+                .unwrap();
+        assert_eq!(url.engine(), Engine::Mongodb);
+        assert_eq!(password.unwrap().expose(), "s@crt");
+        assert_eq!(url.as_str(), "mongodb://ann@DB1/shop?authSource=admin");
+        assert_eq!(url.server().unwrap(), "db1:27017");
     }
 
     #[test]

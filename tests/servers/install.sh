@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, MinIO, sqlite3, a Python environment for
+# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, two servers of MongoDB's protocol, MinIO, sqlite3, a Python environment for
 # the tools that read a backup without Fettler, and schemathesis, which tries the HTTP interface. Only what is missing is installed, so that a second run costs next to nothing.
 #
 #   tests/servers/install.sh            install what is missing
@@ -67,6 +67,11 @@ postgres_18="$folder/postgresql-18"
 minio="$folder/minio"
 python="$folder/python"
 schemathesis="$folder/schemathesis"
+mongodb_java="$folder/mongodb-java"
+ferretdb="$folder/ferretdb"
+mongodb_sources="$repository/tests/servers/mongodb"
+wanted_mongodb_java="$(cat -- "$mongodb_sources/pom.xml" "$mongodb_sources/Launch.java" | sha256sum)"
+wanted_ferretdb="$(cat -- "$mongodb_sources/ferretdb/go.mod" "$mongodb_sources/ferretdb/main.go" | sha256sum)"
 wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
 
 missing_packages=()
@@ -80,12 +85,16 @@ have curl || missing_packages+=(curl)
 have jq || missing_packages+=(jq)
 have faketime || missing_packages+=(faketime)
 have python3 || missing_packages+=(python3 python3-venv)
+have javac || missing_packages+=(openjdk-17-jdk-headless)
+have mvn || missing_packages+=(maven)
 
 missing_unpacked=()
 [ -x "$postgres_18/bin/postgres" ] || missing_unpacked+=(postgres_18)
 [ "$(cat "$minio/version" 2>/dev/null)" = "$MINIO_VERSION" ] || missing_unpacked+=(minio)
 [ "$(cat "$python/packages" 2>/dev/null)" = "$wanted_python" ] || missing_unpacked+=(python)
 [ "$(cat "$schemathesis/version" 2>/dev/null)" = "$SCHEMATHESIS_VERSION" ] || missing_unpacked+=(schemathesis)
+[ "$(cat "$mongodb_java/version" 2>/dev/null)" = "$wanted_mongodb_java" ] || missing_unpacked+=(mongodb_java)
+[ "$(cat "$ferretdb/version" 2>/dev/null)" = "$wanted_ferretdb" ] || missing_unpacked+=(ferretdb)
 
 # --- Debian's packages ---------------------------------------------------------------------------------------------------
 
@@ -169,11 +178,15 @@ install_postgres_18() {
     "$postgres_18/bin/postgres" --version >&2
 }
 
+need_go() {
+    if ! have go && [ -x /usr/local/go/bin/go ]; then PATH="$PATH:/usr/local/go/bin"; fi
+    have go || fail "$1 is built with Go, and there is no 'go' here. Install a Go tool chain of version 1.24 or later \
+(the one of Debian 12, 1.19, is too old), put it on PATH, and run $0 again"
+}
+
 install_minio() {
     say "building MinIO $MINIO_VERSION (about two minutes)"
-    if ! have go && [ -x /usr/local/go/bin/go ]; then PATH="$PATH:/usr/local/go/bin"; fi
-    have go || fail "MinIO is built with Go, and there is no 'go' here. Install a Go tool chain of version 1.24 or later \
-(the one of Debian 12, 1.19, is too old), put it on PATH, and run $0 again"
+    need_go MinIO
     local built="$folder/minio.new"
     rm -rf -- "$built" "$minio"
     mkdir -p -- "$built"
@@ -186,6 +199,40 @@ install_minio() {
     chmod -R a+rX -- "$built"
     printf '%s\n' "$MINIO_VERSION" >"$built/version"
     mv -- "$built" "$minio"
+}
+
+# A server of MongoDB's protocol in Java: in memory, with an oplog.
+install_mongodb_java() {
+    say "installing a server of MongoDB's protocol (Java)"
+    local built="$folder/mongodb-java.new"
+    rm -rf -- "$built" "$mongodb_java"
+    mkdir -p -- "$built/classes"
+    mvn -q -B -f "$mongodb_sources/pom.xml" dependency:copy-dependencies -DoutputDirectory="$built/jars" \
+        >"$folder/mongodb-java.log" 2>&1 || {
+        tail -n 20 -- "$folder/mongodb-java.log" >&2
+        fail "its libraries could not be had; the whole output is in $folder/mongodb-java.log"
+    }
+    javac -cp "$built/jars/*" -d "$built/classes" "$mongodb_sources/Launch.java" >&2
+    chmod -R a+rX -- "$built"
+    printf '%s\n' "$wanted_mongodb_java" >"$built/version"
+    mv -- "$built" "$mongodb_java"
+}
+
+# A server of MongoDB's protocol that keeps its documents in PostgreSQL.
+install_ferretdb() {
+    say "building FerretDB (about a minute)"
+    need_go FerretDB
+    local built="$folder/ferretdb.new"
+    rm -rf -- "$built" "$ferretdb"
+    mkdir -p -- "$built"
+    if ! (cd -- "$mongodb_sources/ferretdb" && GOFLAGS='-buildvcs=false -mod=mod' CGO_ENABLED=0 \
+        go build -ldflags '-s -w' -o "$built/ferretdb" .) >"$folder/ferretdb.log" 2>&1; then
+        tail -n 20 -- "$folder/ferretdb.log" >&2
+        fail "FerretDB could not be built; the whole output is in $folder/ferretdb.log"
+    fi
+    chmod -R a+rX -- "$built"
+    printf '%s\n' "$wanted_ferretdb" >"$built/version"
+    mv -- "$built" "$ferretdb"
 }
 
 have cargo || say "warning: there is no 'cargo' on PATH; the tests need a Rust tool chain (1.95 or later, with rustfmt and clippy)"
@@ -208,4 +255,6 @@ case " ${missing_unpacked[*]-} " in *' python '*) install_python ;; esac
 case " ${missing_unpacked[*]-} " in *' schemathesis '*) install_schemathesis ;; esac
 case " ${missing_unpacked[*]-} " in *' postgres_18 '*) install_postgres_18 ;; esac
 case " ${missing_unpacked[*]-} " in *' minio '*) install_minio ;; esac
+case " ${missing_unpacked[*]-} " in *' mongodb_java '*) install_mongodb_java ;; esac
+case " ${missing_unpacked[*]-} " in *' ferretdb '*) install_ferretdb ;; esac
 say "installed below $folder"

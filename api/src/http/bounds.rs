@@ -22,7 +22,7 @@ use url::Url;
 /// How long a name may take to be resolved.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// Parameters of a URL that name nothing on the machine which connects.
-const HARMLESS_PARAMETERS: [&str; 7] = [
+const HARMLESS_PARAMETERS: [&str; 13] = [
     "sslmode",
     "connect_timeout",
     "application_name",
@@ -30,6 +30,12 @@ const HARMLESS_PARAMETERS: [&str; 7] = [
     "user",
     "dbname",
     "db",
+    "authSource",
+    "authMechanism",
+    "directConnection",
+    "replicaSet",
+    "tls",
+    "ssl",
 ];
 /// Members of arguments whose texts are words of the user's: they name nothing outside the database.
 const FREE_WORDS: [&str; 4] = ["tags", "only", "exclude", "labels"];
@@ -551,6 +557,13 @@ mod tests {
             "redis://u@192.0.2.1?hostaddr=127.0.0.1",
             "rediss://u@192.0.2.1?ca=/etc/shadow",
             "redis+unix:///run/redis/redis.sock?user=u",
+            "mongodb://u@127.0.0.1",
+            "mongodb://u@192.0.2.1,127.0.0.1/shop",
+            "mongodb+srv://u@127.0.0.1/shop",
+            "mongodb://u@%2Frun%2Fmongodb.sock/shop",
+            "mongodb://u@192.0.2.1/?hostaddr=127.0.0.1",
+            "mongodb://u@192.0.2.1/?tlsCAFile=/etc/shadow",
+            "mongodb://u@192.0.2.1/?fettlerScratch=shop",
             "postgres://u@192.0.2.1/app?hostaddr=127.0.0.1",
             "postgres://u@192.0.2.1/app?sslkey=/etc/fettler/key",
             "postgres://u@192.0.2.1/app?sslrootcert=/etc/shadow",
