@@ -22,6 +22,8 @@ pub enum Engine {
     Sqlite,
     /// Redis and Valkey.
     Redis,
+    /// ClickHouse, over its HTTP interface.
+    Clickhouse,
 }
 
 impl Engine {
@@ -32,6 +34,7 @@ impl Engine {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
             Self::Redis => "redis",
+            Self::Clickhouse => "clickhouse",
         }
     }
 
@@ -42,6 +45,7 @@ impl Engine {
             Self::Postgres => Some(5432),
             Self::Sqlite => None,
             Self::Redis => Some(6379),
+            Self::Clickhouse => Some(8123),
         }
     }
 }
@@ -60,6 +64,7 @@ impl FromStr for Engine {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
             "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Ok(Self::Redis),
+            "clickhouse" | "clickhouses" => Ok(Self::Clickhouse),
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -70,7 +75,7 @@ impl FromStr for Engine {
 pub enum InvalidUrl {
     /// No engine has this scheme.
     #[error(
-        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `sqlite:/path` or the path of a SQLite file"
+        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `clickhouse://host`, `sqlite:/path` or the path of a SQLite file"
     )]
     UnknownScheme(String),
     /// Not a URL, not a path.
@@ -116,7 +121,7 @@ impl DatabaseUrl {
                 }
                 Ok((Self::sqlite(path), None))
             }
-            Engine::Postgres | Engine::Redis => {
+            Engine::Postgres | Engine::Redis | Engine::Clickhouse => {
                 let mut url =
                     Url::parse(text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
                 let mut password = url
@@ -178,6 +183,11 @@ impl DatabaseUrl {
         let default_port = self.engine.default_port()?;
         let url = Url::parse(&self.url).ok()?;
         let host = url.host_str().filter(|host| !host.is_empty())?;
+        // TLS has a port of its own there.
+        let default_port = match url.scheme() {
+            "clickhouses" => 8443,
+            _ => default_port,
+        };
         let port = url.port().unwrap_or(default_port);
         Some(format!("{}:{port}", host.to_ascii_lowercase()))
     }
@@ -187,7 +197,7 @@ impl DatabaseUrl {
     pub fn path(&self) -> Option<PathBuf> {
         match self.engine {
             Engine::Sqlite => self.url.strip_prefix("sqlite:").map(PathBuf::from),
-            Engine::Postgres | Engine::Redis => None,
+            Engine::Postgres | Engine::Redis | Engine::Clickhouse => None,
         }
     }
 
@@ -282,6 +292,8 @@ mod tests {
         assert_eq!(server("postgres://bob@db1:5432/other").unwrap(), "db1:5432");
         assert_eq!(server("postgres://bob@[::1]:6000/x").unwrap(), "[::1]:6000");
         assert_eq!(server("redis://DB1/3").unwrap(), "db1:6379");
+        assert_eq!(server("clickhouse://ann@CH1/shop").unwrap(), "ch1:8123");
+        assert_eq!(server("clickhouses://ch1").unwrap(), "ch1:8443");
         assert_eq!(server("redis+unix:///run/redis.sock"), None);
         assert_eq!(server("./shop.sqlite"), None);
     }
