@@ -216,7 +216,7 @@ impl<'a> Shadows<'a> {
             String::new()
         };
         let create = format!("CREATE TABLE {shadow} AS {source}{own_engine}");
-        if let Err(refusal) = self.session.try_run(&create, &[], &doing).await? {
+        if let Err(refusal) = self.session.try_run(&create, &LOOSE_TYPES, &doing).await? {
             if refusal.code == crate::error::codes::UNKNOWN_TABLE {
                 return Ok(None);
             }

@@ -89,13 +89,16 @@ impl<'a> Token<'a> {
 /// What stands in quotes.
 fn unquoted(text: &str) -> Cow<'_, str> {
     let inner = &text[1..text.len().max(2) - 1];
-    if !inner.contains('\\') {
+    let quote = text.chars().next().unwrap_or('\'');
+    if !inner.contains(['\\', quote]) {
         return Cow::Borrowed(inner);
     }
     let (mut plain, mut letters) = (String::new(), inner.chars());
     while let Some(letter) = letters.next() {
         match letter {
             '\\' => plain.extend(letters.next()),
+            // A quote that stands twice is one.
+            other if other == quote => plain.extend(letters.next()),
             other => plain.push(other),
         }
     }
@@ -124,8 +127,12 @@ fn tokens(sql: &str) -> Vec<Token<'_>> {
             found.push(Token::Blank(&sql[start..at]));
         } else if matches!(byte, b'\'' | b'"' | b'`') {
             at += 1;
-            while at < bytes.len() && bytes[at] != byte {
-                at += if bytes[at] == b'\\' { 2 } else { 1 };
+            while at < bytes.len() && (bytes[at] != byte || bytes.get(at + 1) == Some(&byte)) {
+                at += if bytes[at] == b'\\' || bytes[at] == byte {
+                    2
+                } else {
+                    1
+                };
             }
             at = (at + 1).min(bytes.len());
             let text = &sql[start..at];
@@ -296,6 +303,8 @@ mod tests {
             "CREATE VIEW `p_shop`.v AS SELECT shop, x.shop, 'shop.t' FROM `p_shop`.t /* shop.c */"
         );
         assert_eq!(renamed("FROM `o\\`dd`.`a.b`"), "FROM `p_o\\`dd`.`a.b`");
+        assert_eq!(renamed("FROM `o``dd`.`` t"), "FROM `p_o\\`dd`.`` t");
+        assert_eq!(renamed("SELECT 'it''s', '\\\\', shop.a"), "SELECT 'it''s', '\\\\', `p_shop`.a");
         assert_eq!(
             renamed("dictGet('shop.d', 'shop.d', 1), f('shop.d')"),
             "dictGet('p_shop.d', 'shop.d', 1), f('shop.d')"

@@ -79,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             if not hasattr(self.connections, "engine"):
                 self.connections.engine = chdb.connect(self.folder)
             self.engine = self.connections.engine
-            self.engine.query(f"USE `{parameters.get('database', 'default')}`")
+            database = parameters.get("database", "default").replace("\\", "\\\\").replace("`", "\\`")
+            self.engine.query(f"USE `{database}`")
             if insert := INSERT.fullmatch(statement.encode()):
                 return self.insert(insert["target"].decode(), insert["form"].decode(), body, parameters)
             if body is not None:
@@ -123,6 +124,9 @@ class Handler(BaseHTTPRequestHandler):
             text += f" SETTINGS {settings}"
         result = self.engine.send_query(text, form)
         piece = result.fetch()
+        if piece is None or not piece.bytes():
+            # Without rows a stream has nothing at all, where a format may have something around them.
+            return self.reply(200, self.engine.query(text, form).bytes() or b"", form)
         self.answered = True
         self.send_response(200)
         self.send_header("X-ClickHouse-Format", form)

@@ -14,7 +14,7 @@ use crate::{
     backup::PartStream,
     catalogue::{Content, SCRATCH_PREFIX},
     http::{Session, Setting},
-    shadow::{DROP_ANY_SIZE, database_artefact, drop_database, stop_merges},
+    shadow::{DROP_ANY_SIZE, LOOSE_TYPES, database_artefact, drop_database, stop_merges},
     sql::{literal, quoted, table as full_table},
 };
 
@@ -91,7 +91,7 @@ impl Filling {
             session
                 .run(
                     &format!("CREATE TABLE {beside} AS {}", into.place),
-                    &[],
+                    &LOOSE_TYPES,
                     &doing,
                 )
                 .await?;

@@ -277,7 +277,7 @@ pub fn fill(server: &ClickhouseServer) {
     run(
         server,
         &[
-            "CREATE TABLE shop.events (day Date, id UInt64, note Nullable(String), twice UInt64 MATERIALIZED id * 2, shout String ALIAS upper(note)) ENGINE = MergeTree PARTITION BY toYYYYMM(day) ORDER BY id",
+            "CREATE TABLE shop.events (day Date, id UInt64, note Nullable(String), twice UInt64 MATERIALIZED id * 2, shout String ALIAS upper(toString(id))) ENGINE = MergeTree PARTITION BY toYYYYMM(day) ORDER BY id",
             "INSERT INTO shop.events (day, id, note) SELECT toDate('2026-01-01') + number % 90, number, if(number % 3 = 0, NULL, toString(number)) FROM numbers(5000)",
             // Rows that a merge would make one of, in two parts.
             "CREATE TABLE shop.replacing (k UInt64, v String) ENGINE = ReplacingMergeTree ORDER BY k",
