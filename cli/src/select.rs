@@ -31,7 +31,7 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
     let (url, password) = DatabaseUrl::parse_with_password(text).map_err(|error| {
         Failure::usage(
             error.to_string(),
-            "write `postgres://user@host/database`, `redis://host`, or the path of a SQLite file",
+            "write `postgres://user@host/database`, `redis://host`, `clickhouse://host/database`, or the path of a SQLite file",
         )
     })?;
     let url = url
@@ -409,7 +409,7 @@ pub(crate) async fn sandbox(
             if url.path().is_some() {
                 return Err(Failure::usage(
                     format!("{text:?} is no sandbox"),
-                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database` or `redis://host`",
+                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`, `redis://host` or `clickhouse://host`",
                 ));
             }
             SandboxSpec::Server {

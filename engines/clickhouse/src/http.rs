@@ -54,7 +54,7 @@ pub(crate) struct Session {
 
 #[derive(Deserialize)]
 struct Table {
-    data: Vec<Vec<Option<String>>>,
+    data: Vec<Vec<serde_json::Value>>,
 }
 
 impl Session {
@@ -172,7 +172,7 @@ impl Session {
             Ok(table) => Ok(Ok(table
                 .data
                 .into_iter()
-                .map(|row| row.into_iter().map(Option::unwrap_or_default).collect())
+                .map(|row| row.into_iter().map(text_of).collect())
                 .collect())),
             Err(_) if body.contains("DB::Exception") => Ok(Err(Refusal::read(&body))),
             Err(error) => Err(EngineError::Unreachable {
@@ -356,6 +356,15 @@ impl AnswerTail {
         self.0
             .windows(EXCEPTION.len())
             .any(|window| window == EXCEPTION)
+    }
+}
+
+/// A value as text; absent ones are empty.
+fn text_of(value: serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
     }
 }
 

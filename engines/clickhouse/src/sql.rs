@@ -304,7 +304,10 @@ mod tests {
         );
         assert_eq!(renamed("FROM `o\\`dd`.`a.b`"), "FROM `p_o\\`dd`.`a.b`");
         assert_eq!(renamed("FROM `o``dd`.`` t"), "FROM `p_o\\`dd`.`` t");
-        assert_eq!(renamed("SELECT 'it''s', '\\\\', shop.a"), "SELECT 'it''s', '\\\\', `p_shop`.a");
+        assert_eq!(
+            renamed("SELECT 'it''s', '\\\\', shop.a"),
+            "SELECT 'it''s', '\\\\', `p_shop`.a"
+        );
         assert_eq!(
             renamed("dictGet('shop.d', 'shop.d', 1), f('shop.d')"),
             "dictGet('p_shop.d', 'shop.d', 1), f('shop.d')"

@@ -12,8 +12,8 @@ use fettler_test_servers::ClickhouseVersion;
 use rstest::rstest;
 
 use crate::common::{
-    Attempt, V18, V26, back_up, back_up_into, engine, fill, left_behind, prove, prove_after, request,
-    run, server,
+    Attempt, V18, V26, back_up, back_up_into, engine, fill, left_behind, prove, prove_after,
+    request, run, server,
 };
 
 #[rstest]
@@ -72,7 +72,10 @@ async fn p4_one_change_anywhere_is_found(#[values(V18, V26)] version: Clickhouse
             &backup,
             &report,
             &source,
-            &changed("id, n, f, big").iter().map(String::as_str).collect::<Vec<_>>()
+            &changed("id, n, f, big")
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
         )
         .await,
         Vec::<String>::new(),
