@@ -228,6 +228,15 @@ impl<'a> Shadows<'a> {
         if self.session.try_run(&all, &[], &doing).await?.is_err() {
             // An old server, or a table of which some partition cannot be linked.
             let partitions = self.partitions(place).await?;
+            if partitions.len() > 1 {
+                self.warnings.push(Warning {
+                    code: "clickhouse.partitions_not_one_moment".to_owned(),
+                    message: format!(
+                        "the partitions of {} were linked one after another: each is as it was at one moment, and not all at the same one",
+                        table.full_name()
+                    ),
+                });
+            }
             for partition in partitions {
                 let one = format!(
                     "ALTER TABLE {shadow} ATTACH PARTITION ID {} FROM {source}",

@@ -164,11 +164,12 @@ pub(crate) fn with_databases_renamed(sql: &str, rename: &dyn Fn(&str) -> Option<
         let begins = before != Some(Token::Sign("."));
         let leads = tokens.get(at + 1) == Some(&Token::Sign("."))
             && tokens.get(at + 2).is_some_and(|next| next.name().is_some());
-        if begins && leads {
-            if let Some(new) = token.name().and_then(|name| rename(&name)) {
-                text.push_str(&quoted(&new));
-                continue;
-            }
+        if begins
+            && leads
+            && let Some(new) = token.name().and_then(|name| rename(&name))
+        {
+            text.push_str(&quoted(&new));
+            continue;
         }
         if let Token::Text(quoted_text) = token
             && before == Some(Token::Sign("("))
