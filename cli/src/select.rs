@@ -340,6 +340,14 @@ fn free_name(
                 path
             }
         }),
+        Engine::Clickhouse => url::Url::parse(url.as_str()).ok().map(|url| {
+            let database = url.path().trim_matches('/');
+            if database.is_empty() {
+                url.host_str().unwrap_or_default().to_owned()
+            } else {
+                database.to_owned()
+            }
+        }),
         Engine::Redis => url::Url::parse(url.as_str()).ok().map(|url| {
             let host = url.host_str().unwrap_or_default();
             let number = url.path().trim_matches('/');

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fettler_engine::DatabaseEngine;
 use fettler_engine_mongodb::MongodbEngine;
+use fettler_engine_clickhouse::ClickhouseEngine;
 use fettler_engine_postgres::PostgresEngine;
 use fettler_engine_redis::RedisEngine;
 use fettler_engine_sqlite::SqliteEngine;
@@ -17,6 +18,7 @@ pub fn all() -> Vec<Arc<dyn DatabaseEngine>> {
         Arc::new(SqliteEngine),
         Arc::new(RedisEngine::default()),
         Arc::new(MongodbEngine::default()),
+        Arc::new(ClickhouseEngine::default()),
     ]
 }
 
@@ -44,6 +46,7 @@ mod tests {
             Engine::Sqlite,
             Engine::Redis,
             Engine::Mongodb,
+            Engine::Clickhouse,
         ] {
             assert_eq!(engine(name).engine(), name);
             let listed = all().iter().filter(|one| one.engine() == name).count();

@@ -24,6 +24,8 @@ pub enum Engine {
     Redis,
     /// MongoDB.
     Mongodb,
+    /// ClickHouse, over its HTTP interface.
+    Clickhouse,
 }
 
 impl Engine {
@@ -35,6 +37,7 @@ impl Engine {
             Self::Sqlite => "sqlite",
             Self::Redis => "redis",
             Self::Mongodb => "mongodb",
+            Self::Clickhouse => "clickhouse",
         }
     }
 
@@ -46,6 +49,7 @@ impl Engine {
             Self::Sqlite => None,
             Self::Redis => Some(6379),
             Self::Mongodb => Some(27017),
+            Self::Clickhouse => Some(8123),
         }
     }
 }
@@ -65,6 +69,7 @@ impl FromStr for Engine {
             "sqlite" => Ok(Self::Sqlite),
             "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "rdb" => Ok(Self::Redis),
             "mongodb" | "mongodb+srv" => Ok(Self::Mongodb),
+            "clickhouse" | "clickhouses" => Ok(Self::Clickhouse),
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -198,6 +203,11 @@ impl DatabaseUrl {
         let default_port = self.engine.default_port()?;
         let url = Url::parse(&self.url).ok()?;
         let host = url.host_str().filter(|host| !host.is_empty())?;
+        // TLS has a port of its own there.
+        let default_port = match url.scheme() {
+            "clickhouses" => 8443,
+            _ => default_port,
+        };
         let port = url.port().unwrap_or(default_port);
         Some(format!("{}:{port}", host.to_ascii_lowercase()))
     }
@@ -322,6 +332,8 @@ mod tests {
         assert_eq!(server("postgres://bob@db1:5432/other").unwrap(), "db1:5432");
         assert_eq!(server("postgres://bob@[::1]:6000/x").unwrap(), "[::1]:6000");
         assert_eq!(server("redis://DB1/3").unwrap(), "db1:6379");
+        assert_eq!(server("clickhouse://ann@CH1/shop").unwrap(), "ch1:8123");
+        assert_eq!(server("clickhouses://ch1").unwrap(), "ch1:8443");
         assert_eq!(server("redis+unix:///run/redis.sock"), None);
         assert_eq!(server("./shop.sqlite"), None);
     }

@@ -744,6 +744,16 @@ impl BackupWriter {
         taken.map(|_| None)
     }
 
+    /// The marker with which the parent's stream of this name ended; nothing where everything is to be read.
+    #[must_use]
+    pub fn parent_marker(&self, name: &str) -> Option<&str> {
+        let parent = self.inner.parent.as_ref();
+        parent
+            .filter(|_| !self.inner.reads_everything)
+            .and_then(|parent| parent.stream(name))
+            .and_then(|stream| stream.unchanged_marker.as_deref())
+    }
+
     /// Makes what was written so far durable, so that the next attempt finds it, and renews the
     /// announcement. Chunks that are still on their way through a stream come later.
     ///

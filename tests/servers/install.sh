@@ -16,6 +16,8 @@ set -euo pipefail
 POSTGRES_18_RELEASE='18.6.*'
 MINIO_VERSION='v0.0.0-20260212201848-7aac2a2c5b7c'
 SCHEMATHESIS_VERSION='4.32.5'
+# The engine of ClickHouse 26.9.
+CHDB_VERSION='4.4.0'
 PYTHON_PACKAGES=('cryptography>=42,<60' 'zstandard>=0.22,<1' 'blake3>=1,<2')
 
 repository="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"
@@ -72,11 +74,14 @@ ferretdb="$folder/ferretdb"
 mongodb_sources="$repository/tests/servers/mongodb"
 wanted_mongodb_java="$(cat -- "$mongodb_sources/pom.xml" "$mongodb_sources/Launch.java" | sha256sum)"
 wanted_ferretdb="$(cat -- "$mongodb_sources/ferretdb/go.mod" "$mongodb_sources/ferretdb/main.go" | sha256sum)"
+chdb="$folder/chdb"
+clickhouse_18="$folder/clickhouse-18"
 wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
 
 missing_packages=()
 [ -x "$postgres_15/postgres" ] || missing_packages+=(postgresql-15)
 [ -x /usr/bin/redis-server ] || missing_packages+=(redis-server)
+[ -e /usr/lib/x86_64-linux-gnu/libclickhouse.so.18.16 ] || missing_packages+=(clickhouse-common)
 have sqlite3 || missing_packages+=(sqlite3)
 have openssl || missing_packages+=(openssl)
 have setpriv || missing_packages+=(util-linux)
@@ -95,6 +100,8 @@ missing_unpacked=()
 [ "$(cat "$schemathesis/version" 2>/dev/null)" = "$SCHEMATHESIS_VERSION" ] || missing_unpacked+=(schemathesis)
 [ "$(cat "$mongodb_java/version" 2>/dev/null)" = "$wanted_mongodb_java" ] || missing_unpacked+=(mongodb_java)
 [ "$(cat "$ferretdb/version" 2>/dev/null)" = "$wanted_ferretdb" ] || missing_unpacked+=(ferretdb)
+[ "$(cat "$chdb/version" 2>/dev/null)" = "$CHDB_VERSION" ] || missing_unpacked+=(chdb)
+[ -x "$clickhouse_18/usr/sbin/clickhouse-server" ] || missing_unpacked+=(clickhouse_18)
 
 # --- Debian's packages ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +170,29 @@ install_schemathesis() {
     make_venv "$schemathesis"
     "$schemathesis/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION" >&2
     printf '%s\n' "$SCHEMATHESIS_VERSION" >"$schemathesis/version"
+}
+
+# ClickHouse's engine of today, as a module of Python's.
+install_chdb() {
+    say "installing chdb $CHDB_VERSION"
+    rm -rf -- "$chdb"
+    make_venv "$chdb"
+    "$chdb/bin/python" -m pip install --quiet --disable-pip-version-check "chdb==$CHDB_VERSION" >&2
+    printf '%s\n' "$CHDB_VERSION" >"$chdb/version"
+}
+
+# The server's own package is unpacked and not installed: it would start a server on the ports of everybody's ClickHouse.
+install_clickhouse_18() {
+    say "unpacking ClickHouse 18.16"
+    local unpacked="$clickhouse_18.new"
+    rm -rf -- "$unpacked" "$clickhouse_18"
+    mkdir -p -- "$unpacked/package"
+    have apt-get || fail "missing: clickhouse-server 18.16. This script gets it on Debian only"
+    (cd -- "$unpacked/package" && { apt-get -qq download clickhouse-server || { apt-get -qq update && apt-get -qq download clickhouse-server; }; }) >&2
+    dpkg -x "$unpacked"/package/clickhouse-server_*.deb "$unpacked"
+    rm -rf -- "$unpacked/package"
+    chmod -R a+rX -- "$unpacked"
+    mv -- "$unpacked" "$clickhouse_18"
 }
 
 install_postgres_18() {
@@ -254,6 +284,8 @@ fi
 case " ${missing_unpacked[*]-} " in *' python '*) install_python ;; esac
 case " ${missing_unpacked[*]-} " in *' schemathesis '*) install_schemathesis ;; esac
 case " ${missing_unpacked[*]-} " in *' postgres_18 '*) install_postgres_18 ;; esac
+case " ${missing_unpacked[*]-} " in *' chdb '*) install_chdb ;; esac
+case " ${missing_unpacked[*]-} " in *' clickhouse_18 '*) install_clickhouse_18 ;; esac
 case " ${missing_unpacked[*]-} " in *' minio '*) install_minio ;; esac
 case " ${missing_unpacked[*]-} " in *' mongodb_java '*) install_mongodb_java ;; esac
 case " ${missing_unpacked[*]-} " in *' ferretdb '*) install_ferretdb ;; esac

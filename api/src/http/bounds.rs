@@ -22,7 +22,8 @@ use url::Url;
 /// How long a name may take to be resolved.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// Parameters of a URL that name nothing on the machine which connects.
-const HARMLESS_PARAMETERS: [&str; 13] = [
+const HARMLESS_PARAMETERS: [&str; 14] = [
+    "replicated",
     "sslmode",
     "connect_timeout",
     "application_name",
@@ -393,7 +394,10 @@ fn host_of(field: &str, url: &Url) -> Result<(String, u16), OutOfBounds> {
             "the URL has to name one server, by its name or its address",
         ));
     }
-    let default_port = || url.scheme().parse::<Engine>().ok()?.default_port();
+    let default_port = || match url.scheme() {
+        "clickhouses" => Some(8443),
+        scheme => scheme.parse::<Engine>().ok()?.default_port(),
+    };
     let port = url.port().or_else(default_port);
     port.map(|port| (host, port))
         .ok_or_else(|| OutOfBounds::new(field, "the URL names no port"))

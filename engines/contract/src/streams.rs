@@ -54,6 +54,13 @@ pub trait StreamSink: Send + Sync {
         name: &str,
         unchanged_marker: &str,
     ) -> Result<Option<StreamFacts>, EngineError>;
+
+    /// The marker with which the parent's stream of this name ended, where the parent's word counts. An engine may
+    /// have put into it what it wants to know again of a stream that it takes over unread.
+    async fn parent_marker(&self, name: &str) -> Result<Option<String>, EngineError> {
+        let _no_parent_is_known = name;
+        Ok(None)
+    }
 }
 
 /// A stream that is being written. Dropping it without [`StreamWriter::finish`] leaves no stream.

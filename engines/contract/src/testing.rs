@@ -121,6 +121,11 @@ impl StreamSink for MemorySink {
             .insert(name.to_owned(), stream.clone());
         Ok(Some(stream.facts.clone()))
     }
+
+    async fn parent_marker(&self, name: &str) -> Result<Option<String>, EngineError> {
+        let stream = self.parent.get(name);
+        Ok(stream.and_then(|stream| stream.end.unchanged_marker.clone()))
+    }
 }
 
 struct MemoryWriter {

@@ -62,6 +62,11 @@ impl StreamSink for RepositorySink {
             .map_err(Problem::from)?;
         Ok(taken.map(facts))
     }
+
+    async fn parent_marker(&self, name: &str) -> Result<Option<String>, EngineError> {
+        let marker = self.writer.parent_marker(name);
+        Ok(marker.filter(|_| self.trusts_parent).map(str::to_owned))
+    }
 }
 
 struct RepositoryStream(fettler_repository::StreamWriter);

@@ -17,6 +17,7 @@
 //! The API is synchronous, so that it serves plain tests and those of any runtime alike; a start takes about a second. What
 //! is missing on a machine is an error that names `tests/servers/install.sh`: no test is ever skipped for want of a server.
 
+mod clickhouse;
 mod error;
 mod front;
 mod install;
@@ -31,6 +32,7 @@ mod sentinel;
 mod tcp_proxy;
 mod wait;
 
+pub use clickhouse::{ClickhouseServer, ClickhouseVersion};
 pub use error::ServerError;
 pub use install::server_folder;
 pub use minio::MinioServer;

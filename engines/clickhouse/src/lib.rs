@@ -1,0 +1,129 @@
+//! ClickHouse, as a database that is backed up, restored and proven.
+//!
+//! The way of a backup: [`http`] speaks with the server, [`catalogue`] lists what there is, [`shadow`] links each table's parts
+//! into a scratch database where nothing changes them, [`backup`] reads them in Native format, several at once, but for those
+//! that the parent holds, while the server makes their [`fingerprint`]. The way back: [`restore`] makes definitions in the order
+//! in which they need each other and gives tables their rows, [`sandbox`] makes a place for a proof, and [`facts`] reads a copy
+//! for comparison.
+//!
+//! **Why a shadow?** Parts are merged and dropped while they are read. A part that is linked elsewhere stays as it is, costs no
+//! space until the original goes, and is found again by its hash in the next backup.
+//!
+//! **What a proof shares with a backup.** Nothing that moves rows: the server makes the fingerprint at the source from its parts
+//! and in the copy from what came back there.
+
+mod backup;
+mod catalogue;
+mod error;
+mod facts;
+mod fingerprint;
+mod found;
+mod http;
+mod identify;
+mod mapping;
+mod params;
+mod restore;
+mod sandbox;
+mod select;
+mod shadow;
+mod sql;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use fettler_engine::{
+    Artefact, BackupOptions, BackupReport, DatabaseEngine, EngineContext, EngineError, Identity,
+    PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, StreamSink,
+    StreamSource, Target,
+};
+use fettler_model::{Engine, ObjectFacts, ServerLoad};
+
+/// The engine for ClickHouse 18.16 and later.
+#[derive(Clone, Debug, Default)]
+pub struct ClickhouseEngine {
+    /// The server's program for proofs; looked for in `PATH` where none is named.
+    program: Option<PathBuf>,
+}
+
+impl ClickhouseEngine {
+    /// The engine with a program for the servers of proofs, `clickhouse-server` or `clickhouse`.
+    #[must_use]
+    pub const fn with_program(program: PathBuf) -> Self {
+        Self {
+            program: Some(program),
+        }
+    }
+}
+
+#[async_trait]
+impl DatabaseEngine for ClickhouseEngine {
+    fn engine(&self) -> Engine {
+        Engine::Clickhouse
+    }
+
+    async fn identify(&self, target: &Target) -> Result<Identity, EngineError> {
+        identify::identify(target).await
+    }
+
+    async fn load(&self, target: &Target) -> Result<ServerLoad, EngineError> {
+        identify::load(target).await
+    }
+
+    async fn preflight(
+        &self,
+        target: &Target,
+        options: &BackupOptions,
+    ) -> Result<Vec<PreflightItem>, EngineError> {
+        identify::preflight(target, options).await
+    }
+
+    async fn backup(
+        &self,
+        context: &EngineContext,
+        source: &Target,
+        options: &BackupOptions,
+        sink: &dyn StreamSink,
+    ) -> Result<BackupReport, EngineError> {
+        backup::backup(context, source, options, sink).await
+    }
+
+    async fn restore(
+        &self,
+        context: &EngineContext,
+        backup: &dyn StreamSource,
+        report: &BackupReport,
+        target: &Target,
+        options: &RestoreOptions,
+    ) -> Result<RestoreReport, EngineError> {
+        restore::restore(context, backup, report, target, options).await
+    }
+
+    async fn open_sandbox(
+        &self,
+        context: &EngineContext,
+        request: &SandboxRequest,
+    ) -> Result<Sandbox, EngineError> {
+        sandbox::open(context, request, self.program.as_deref()).await
+    }
+
+    async fn remove_artefact(
+        &self,
+        artefact: &Artefact,
+        server: Option<&Target>,
+    ) -> Result<(), EngineError> {
+        sandbox::remove(artefact, server).await
+    }
+
+    async fn facts(
+        &self,
+        context: &EngineContext,
+        copy: &Target,
+        expected: &BackupReport,
+    ) -> Result<Vec<ObjectFacts>, EngineError> {
+        facts::facts(context, copy, expected).await
+    }
+
+    async fn free_bytes(&self, target: &Target) -> Result<Option<u64>, EngineError> {
+        identify::free_bytes(target).await
+    }
+}

@@ -1,0 +1,12 @@
+//! The suite of the engine for ClickHouse, against the server of 2018 and the engine of today. What only one of them has is
+//! tested against that one, and its test says so.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod everything;
+mod incremental;
+mod part;
+mod proof;
+mod refusals;
+mod resume;
