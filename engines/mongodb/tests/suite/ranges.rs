@@ -106,9 +106,13 @@ fn serve(mut stream: TcpStream, port: u16, front: &Front) {
         let answer = if has_range && front.keeps_to_ranges {
             find(&mut backend, &database, &command)
         } else {
-            let mut answer = backend
-                .try_run(&database, command.clone())
-                .unwrap_or_else(|refusal| refusal);
+            let mut answer =
+                backend
+                    .try_run(&database, command.clone())
+                    .unwrap_or_else(|refusal| {
+                        eprintln!("{command} was refused: {refusal}");
+                        refusal
+                    });
             if command.contains_key("collStats") {
                 answer.insert("size", SAID);
             }
