@@ -31,7 +31,7 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
     let (url, password) = DatabaseUrl::parse_with_password(text).map_err(|error| {
         Failure::usage(
             error.to_string(),
-            "write `postgres://user@host/database`, `redis://host`, or the path of a SQLite file",
+            "write `postgres://user@host/database`, `redis://host`, `elasticsearch://host`, or the path of a SQLite file",
         )
     })?;
     let url = url
@@ -350,6 +350,9 @@ fn free_name(
                 (host, number) => format!("{host}-{number}"),
             }
         }),
+        Engine::Elasticsearch => url::Url::parse(url.as_str())
+            .ok()
+            .and_then(|url| url.host_str().map(ToOwned::to_owned)),
     }
     .unwrap_or_default();
     let mut base: String = raw
@@ -401,7 +404,7 @@ pub(crate) async fn sandbox(
             if url.path().is_some() {
                 return Err(Failure::usage(
                     format!("{text:?} is no sandbox"),
-                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database` or `redis://host`",
+                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`, `redis://host` or `elasticsearch://host`",
                 ));
             }
             SandboxSpec::Server {
@@ -537,6 +540,10 @@ mod tests {
         assert_eq!(name("postgres://ann@db", &[]), "ann");
         assert_eq!(name("redis://Cache.example:6380/3", &[]), "cache.example-3");
         assert_eq!(name("redis+unix:///run/x.sock", &[]), "redis");
+        assert_eq!(
+            name("elasticsearch+https://Search.example/logs-*", &[]),
+            "search.example"
+        );
         assert_eq!(name("/srv/_.db", &[]), "sqlite");
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fettler_engine::DatabaseEngine;
+use fettler_engine_elasticsearch::ElasticsearchEngine;
 use fettler_engine_postgres::PostgresEngine;
 use fettler_engine_redis::RedisEngine;
 use fettler_engine_sqlite::SqliteEngine;
@@ -15,6 +16,7 @@ pub fn all() -> Vec<Arc<dyn DatabaseEngine>> {
         Arc::new(PostgresEngine::default()),
         Arc::new(SqliteEngine),
         Arc::new(RedisEngine::default()),
+        Arc::new(ElasticsearchEngine::default()),
     ]
 }
 
@@ -37,7 +39,12 @@ mod tests {
 
     #[test]
     fn each_engine_that_has_a_name_is_in_the_list_once() {
-        for name in [Engine::Postgres, Engine::Sqlite, Engine::Redis] {
+        for name in [
+            Engine::Postgres,
+            Engine::Sqlite,
+            Engine::Redis,
+            Engine::Elasticsearch,
+        ] {
             assert_eq!(engine(name).engine(), name);
             let listed = all().iter().filter(|one| one.engine() == name).count();
             assert_eq!(listed, 1, "{name}");

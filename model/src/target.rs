@@ -22,6 +22,8 @@ pub enum Engine {
     Sqlite,
     /// Redis and Valkey.
     Redis,
+    /// Elasticsearch and OpenSearch.
+    Elasticsearch,
 }
 
 impl Engine {
@@ -32,6 +34,7 @@ impl Engine {
             Self::Postgres => "postgres",
             Self::Sqlite => "sqlite",
             Self::Redis => "redis",
+            Self::Elasticsearch => "elasticsearch",
         }
     }
 
@@ -42,6 +45,7 @@ impl Engine {
             Self::Postgres => Some(5432),
             Self::Sqlite => None,
             Self::Redis => Some(6379),
+            Self::Elasticsearch => Some(9200),
         }
     }
 }
@@ -60,6 +64,9 @@ impl FromStr for Engine {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
             "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Ok(Self::Redis),
+            "elasticsearch" | "elasticsearch+https" | "opensearch" | "opensearch+https" => {
+                Ok(Self::Elasticsearch)
+            }
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -70,7 +77,7 @@ impl FromStr for Engine {
 pub enum InvalidUrl {
     /// No engine has this scheme.
     #[error(
-        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `sqlite:/path` or the path of a SQLite file"
+        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `elasticsearch://host`, `sqlite:/path` or the path of a SQLite file"
     )]
     UnknownScheme(String),
     /// Not a URL, not a path.
@@ -116,7 +123,7 @@ impl DatabaseUrl {
                 }
                 Ok((Self::sqlite(path), None))
             }
-            Engine::Postgres | Engine::Redis => {
+            Engine::Postgres | Engine::Redis | Engine::Elasticsearch => {
                 let mut url =
                     Url::parse(text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
                 let mut password = url
@@ -187,7 +194,7 @@ impl DatabaseUrl {
     pub fn path(&self) -> Option<PathBuf> {
         match self.engine {
             Engine::Sqlite => self.url.strip_prefix("sqlite:").map(PathBuf::from),
-            Engine::Postgres | Engine::Redis => None,
+            Engine::Postgres | Engine::Redis | Engine::Elasticsearch => None,
         }
     }
 
@@ -238,6 +245,28 @@ mod tests {
             assert_eq!(password.unwrap().expose(), "s@crt");
             assert!(!url.to_string().contains("crt"), "{url}");
             assert!(url.as_str().contains("sslmode=require"));
+        }
+    }
+
+    #[test]
+    fn elasticsearch_and_opensearch_are_one_engine_with_and_without_tls() {
+        for (text, stored, server) in [
+            (
+                "elasticsearch://ann:s%40crt@ES1/logs-*",
+                "elasticsearch://ann@ES1/logs-*",
+                "es1:9200",
+            ),
+            (
+                "opensearch+https://:key@search:9243",
+                "opensearch+https://search:9243",
+                "search:9243",
+            ),
+        ] {
+            let (url, password) = DatabaseUrl::parse_with_password(text).unwrap();
+            assert_eq!(url.engine(), Engine::Elasticsearch);
+            assert_eq!(url.as_str(), stored);
+            assert!(password.is_some());
+            assert_eq!(url.server().as_deref(), Some(server));
         }
     }
 

@@ -22,7 +22,7 @@ use url::Url;
 /// How long a name may take to be resolved.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// Parameters of a URL that name nothing on the machine which connects.
-const HARMLESS_PARAMETERS: [&str; 7] = [
+const HARMLESS_PARAMETERS: [&str; 9] = [
     "sslmode",
     "connect_timeout",
     "application_name",
@@ -30,6 +30,8 @@ const HARMLESS_PARAMETERS: [&str; 7] = [
     "user",
     "dbname",
     "db",
+    "auth",
+    "prefix",
 ];
 /// Members of arguments whose texts are words of the user's: they name nothing outside the database.
 const FREE_WORDS: [&str; 4] = ["tags", "only", "exclude", "labels"];
@@ -154,7 +156,7 @@ impl Bounds {
                     format!("the file {} was not listed for this tenant", path.display()),
                 ))
             }
-            Engine::Postgres | Engine::Redis => {
+            Engine::Postgres | Engine::Redis | Engine::Elasticsearch => {
                 let parsed = parse(field, url)?;
                 if let Some((name, _)) = parsed
                     .query_pairs()
@@ -552,6 +554,10 @@ mod tests {
             "redis://u@192.0.2.1?hostaddr=127.0.0.1",
             "rediss://u@192.0.2.1?ca=/etc/shadow",
             "redis+unix:///run/redis/redis.sock?user=u",
+            "elasticsearch://u@127.0.0.1",
+            "elasticsearch://u@192.0.2.9",
+            "elasticsearch://u@192.0.2.1?hostaddr=127.0.0.1",
+            "opensearch+https://u@192.0.2.1?ca=/etc/shadow",
             "postgres://u@192.0.2.1/app?hostaddr=127.0.0.1",
             "postgres://u@192.0.2.1/app?sslkey=/etc/fettler/key",
             "postgres://u@192.0.2.1/app?sslrootcert=/etc/shadow",
