@@ -33,7 +33,11 @@ pub(crate) async fn facts(
     let params = Params::of(copy)?;
     let client = Client::of_attempt(&params, context)?;
     let server = Server::of(&client).await?;
-    let catalogue = Catalogue::read_all(&client).await?;
+    let catalogue = if params.prefix.is_empty() {
+        Catalogue::read(&client).await?
+    } else {
+        Catalogue::read_all(&client).await?
+    };
     let without_documents: BTreeSet<&str> = expected
         .objects
         .iter()

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::catalogue::Definition;
 
 /// What no request may set: the server makes it, or it says where the old index came from.
-const SERVERS_OWN: [&str; 10] = [
+const SERVERS_OWN: [&str; 11] = [
     "uuid",
     "creation_date",
     "provided_name",
@@ -16,6 +16,8 @@ const SERVERS_OWN: [&str; 10] = [
     "verified_before_close",
     "store.snapshot.",
     "soft_deletes.enabled",
+    // Set by a server whose disk is full.
+    "blocks.read_only_allow_delete",
 ];
 
 /// What would get into the way while documents are written, and is put back when they are there.
