@@ -164,7 +164,8 @@ impl Kind {
         }
         // What a server brings itself, it brings to the next one too, in that one's version.
         found.retain(|name, value| {
-            !is_managed(value) && !(name.starts_with('.') && self == Self::OldTemplate)
+            let is_servers_own = name.starts_with('.') && self == Self::OldTemplate;
+            !is_managed(value) && !is_servers_own
         });
         found
     }

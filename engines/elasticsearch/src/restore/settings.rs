@@ -60,9 +60,8 @@ pub(super) fn at_first(definition: &Definition, is_scratch: bool) -> Map<String,
         .settings
         .iter()
         .filter(|(name, value)| {
-            !is_of_server(name, value)
-                && !is_of(name, &LATER)
-                && !(is_scratch && is_of(name, &NEVER_IN_SCRATCH))
+            let is_left_out = is_scratch && is_of(name, &NEVER_IN_SCRATCH);
+            !is_left_out && !is_of_server(name, value) && !is_of(name, &LATER)
         })
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();

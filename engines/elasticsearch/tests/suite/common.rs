@@ -384,17 +384,16 @@ impl Front {
 
     /// The URL of what follows the port in another one.
     pub fn url(&self, like: &str) -> String {
-        let rest = like.splitn(4, ':').nth(2).unwrap_or_default();
+        let rest = like.split(':').nth(2).unwrap_or_default();
         let rest = rest.trim_start_matches(|letter: char| letter.is_ascii_digit());
         format!("{}://127.0.0.1:{}{rest}", self.scheme, self.port)
     }
 }
 
-fn serve(
-    server: &SearchServer,
-    mut stream: TcpStream,
-    rule: &dyn Fn(&str, &str) -> Option<(u16, String)>,
-) -> std::io::Result<()> {
+/// The answer to a method and a path, where the front gives one itself.
+type Rule = dyn Fn(&str, &str) -> Option<(u16, String)>;
+
+fn serve(server: &SearchServer, mut stream: TcpStream, rule: &Rule) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         let head = loop {
