@@ -244,7 +244,8 @@ mod tests {
 
     use super::*;
 
-    fn source(settings: Value, mappings: Value) -> Source {
+    fn source(settings: impl Into<Value>, mappings: impl Into<Value>) -> Source {
+        let (settings, mappings): (Value, Value) = (settings.into(), mappings.into());
         Definition::read(&json!({"settings": settings, "mappings": mappings})).source()
     }
 

@@ -229,7 +229,7 @@ mod tests {
     fn numbers_keep_their_order_when_they_are_moved_up() {
         for most in [0, 1, 5, 1 << 40, u64::MAX] {
             let shift = shift_for(most);
-            let mut numbers = vec![0, 1, most / 2, most, most.saturating_mul(2), u64::MAX];
+            let mut numbers = [0, 1, most / 2, most, most.saturating_mul(2), u64::MAX];
             numbers.sort_unstable();
             assert!(
                 numbers
