@@ -202,7 +202,7 @@ impl ReferenceArg {
 /// A database as a command names it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DatabaseArg {
-    /// postgres://user@host/database, redis://host, mongodb://host, the path of a SQLite file, or the name of a known database
+    /// postgres://user@host/database, redis://host, mongodb://host, clickhouse://host, elasticsearch://host, the path of a SQLite file, or the name of a known database
     #[arg(value_name = "DATABASE")]
     pub(crate) database: String,
     /// Where the password lies, env:NAME or file:PATH
@@ -335,7 +335,7 @@ pub(crate) struct SubmissionArgs {
 pub(crate) struct RestoreArgs {
     #[command(flatten)]
     pub(crate) backup: BackupArg,
-    /// Where to: postgres://user@host/database, redis://host, mongodb://host or the path of a SQLite file
+    /// Where to: postgres://user@host/database, redis://host, mongodb://host, clickhouse://host, elasticsearch://host or the path of a SQLite file
     #[arg(long, value_name = "URL")]
     pub(crate) to: String,
     /// Where the password lies, env:NAME or file:PATH
@@ -664,7 +664,7 @@ pub(crate) struct SandboxArgs {
 pub(crate) struct DatabaseAddArgs {
     /// What to call it
     pub(crate) name: DatabaseName,
-    /// postgres://user@host/database, redis://host, mongodb://host or the path of a SQLite file
+    /// postgres://user@host/database, redis://host, mongodb://host, clickhouse://host, elasticsearch://host or the path of a SQLite file
     pub(crate) url: String,
     /// Where the password lies, env:NAME or file:PATH
     #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]

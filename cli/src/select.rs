@@ -31,7 +31,7 @@ pub(crate) fn place(text: &str) -> Result<(DatabaseUrl, Option<Secret>), Failure
     let (url, password) = DatabaseUrl::parse_with_password(text).map_err(|error| {
         Failure::usage(
             error.to_string(),
-            "write `postgres://user@host/database`, `redis://host`, `mongodb://host`, or the path of a SQLite file",
+            "write `postgres://user@host/database`, `redis://host`, `mongodb://host`, `clickhouse://host`, `elasticsearch://host`, or the path of a SQLite file",
         )
     })?;
     let url = url
@@ -367,6 +367,9 @@ fn free_name(
                 (_, database) => database.to_owned(),
             }
         }),
+        Engine::Elasticsearch => url::Url::parse(url.as_str())
+            .ok()
+            .and_then(|url| url.host_str().map(ToOwned::to_owned)),
     }
     .unwrap_or_default();
     let mut base: String = raw
@@ -418,7 +421,7 @@ pub(crate) async fn sandbox(
             if url.path().is_some() {
                 return Err(Failure::usage(
                     format!("{text:?} is no sandbox"),
-                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`, `redis://host` or `mongodb://host`",
+                    "write `automatic`, `source-server`, or a server as `postgres://user@host/database`, `redis://host`, `mongodb://host`, `clickhouse://host` or `elasticsearch://host`",
                 ));
             }
             SandboxSpec::Server {
@@ -560,6 +563,10 @@ mod tests {
         );
         assert_eq!(name("mongodb://data.example/Shop", &[]), "shop");
         assert_eq!(name("mongodb://%2Frun%2Fx.sock/", &[]), "mongodb");
+        assert_eq!(
+            name("elasticsearch+https://Search.example/logs-*", &[]),
+            "search.example"
+        );
         assert_eq!(name("/srv/_.db", &[]), "sqlite");
     }
 }

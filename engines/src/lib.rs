@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use fettler_engine::DatabaseEngine;
-use fettler_engine_mongodb::MongodbEngine;
 use fettler_engine_clickhouse::ClickhouseEngine;
+use fettler_engine_elasticsearch::ElasticsearchEngine;
+use fettler_engine_mongodb::MongodbEngine;
 use fettler_engine_postgres::PostgresEngine;
 use fettler_engine_redis::RedisEngine;
 use fettler_engine_sqlite::SqliteEngine;
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Arc<dyn DatabaseEngine>> {
         Arc::new(RedisEngine::default()),
         Arc::new(MongodbEngine::default()),
         Arc::new(ClickhouseEngine::default()),
+        Arc::new(ElasticsearchEngine::default()),
     ]
 }
 
@@ -47,6 +49,7 @@ mod tests {
             Engine::Redis,
             Engine::Mongodb,
             Engine::Clickhouse,
+            Engine::Elasticsearch,
         ] {
             assert_eq!(engine(name).engine(), name);
             let listed = all().iter().filter(|one| one.engine() == name).count();

@@ -26,6 +26,8 @@ pub enum Engine {
     Mongodb,
     /// ClickHouse, over its HTTP interface.
     Clickhouse,
+    /// Elasticsearch and OpenSearch.
+    Elasticsearch,
 }
 
 impl Engine {
@@ -38,6 +40,7 @@ impl Engine {
             Self::Redis => "redis",
             Self::Mongodb => "mongodb",
             Self::Clickhouse => "clickhouse",
+            Self::Elasticsearch => "elasticsearch",
         }
     }
 
@@ -50,6 +53,7 @@ impl Engine {
             Self::Redis => Some(6379),
             Self::Mongodb => Some(27017),
             Self::Clickhouse => Some(8123),
+            Self::Elasticsearch => Some(9200),
         }
     }
 }
@@ -70,6 +74,9 @@ impl FromStr for Engine {
             "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "rdb" => Ok(Self::Redis),
             "mongodb" | "mongodb+srv" => Ok(Self::Mongodb),
             "clickhouse" | "clickhouses" => Ok(Self::Clickhouse),
+            "elasticsearch" | "elasticsearch+https" | "opensearch" | "opensearch+https" => {
+                Ok(Self::Elasticsearch)
+            }
             other => Err(InvalidUrl::UnknownScheme(other.to_owned())),
         }
     }
@@ -80,7 +87,7 @@ impl FromStr for Engine {
 pub enum InvalidUrl {
     /// No engine has this scheme.
     #[error(
-        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `mongodb://host`, `sqlite:/path` or the path of a SQLite file"
+        "the URL's scheme {0:?} names no engine that Fettler knows: use `postgres://user@host/database`, `redis://host`, `mongodb://host`, `clickhouse://host`, `elasticsearch://host` or the path of a SQLite file"
     )]
     UnknownScheme(String),
     /// Not a URL, not a path.
@@ -266,6 +273,28 @@ mod tests {
             assert_eq!(password.unwrap().expose(), "s@crt");
             assert!(!url.to_string().contains("crt"), "{url}");
             assert!(url.as_str().contains("sslmode=require"));
+        }
+    }
+
+    #[test]
+    fn elasticsearch_and_opensearch_are_one_engine_with_and_without_tls() {
+        for (text, stored, server) in [
+            (
+                "elasticsearch://ann:s%40crt@ES1/logs-*",
+                "elasticsearch://ann@ES1/logs-*",
+                "es1:9200",
+            ),
+            (
+                "opensearch+https://:key@search:9243",
+                "opensearch+https://search:9243",
+                "search:9243",
+            ),
+        ] {
+            let (url, password) = DatabaseUrl::parse_with_password(text).unwrap();
+            assert_eq!(url.engine(), Engine::Elasticsearch);
+            assert_eq!(url.as_str(), stored);
+            assert!(password.is_some());
+            assert_eq!(url.server().as_deref(), Some(server));
         }
     }
 

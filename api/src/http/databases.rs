@@ -55,7 +55,7 @@ pub struct DatabaseInput {
     /// What to call it: 1 to 63 lower-case letters, digits, `-`, `_` or `.`.
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}$"))]
     pub name: DatabaseName,
-    /// `postgres://user@host/database`, `redis://host`, `mongodb://host`, or the absolute path of a SQLite file. A password in it is sealed.
+    /// `postgres://user@host/database`, `redis://host`, `mongodb://host`, `clickhouse://host`, `elasticsearch://host`, or the absolute path of a SQLite file. A password in it is sealed.
     pub url: String,
     /// Where its password lies, `env:NAME` or `file:PATH`, for those whom the operator allows it.
     #[serde(default)]

@@ -517,7 +517,7 @@ pub(crate) fn twice(field: &str) -> Refusal {
 
 /// Reads the place of a database. A file's path starts at the root: it is read on other machines.
 pub(crate) fn place(field: &str, text: &str) -> Result<(DatabaseUrl, Option<Secret>), Refusal> {
-    let remedy = "write `postgres://user@host/database`, `redis://host`, `mongodb://host`, or the absolute path of a SQLite file";
+    let remedy = "write `postgres://user@host/database`, `redis://host`, `mongodb://host`, `clickhouse://host`, `elasticsearch://host`, or the absolute path of a SQLite file";
     let (url, secret) = DatabaseUrl::parse_with_password(text)
         .map_err(|error| Refusal::field(field, error.to_string(), remedy))?;
     if url.path().is_some_and(|path| !path.is_absolute()) {

@@ -7,7 +7,6 @@
 
 mod key_hash;
 mod model;
-mod partitions;
 mod spool;
 mod stored;
 

@@ -8,11 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use fettler_engine_order::{BUCKETS, Partitions};
 use highway::{HighwayHash, HighwayHasher, Key};
 
 use super::{
     Element, KeyHead, Kind, Size,
-    partitions::{BUCKETS, Partitions},
     stored::{HEADER, head_of, put_element, put_end, put_head},
 };
 

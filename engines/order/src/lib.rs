@@ -1,4 +1,5 @@
-//! Puts entries in the order of a hash, within bounded memory.
+//! Puts entries in an order that does not depend on how they come, within bounded memory: what engines whose servers give
+//! their rows in an order of the moment store them by, so that the next backup finds the unchanged ones again.
 
 use std::{
     cmp::Ordering,
@@ -11,7 +12,7 @@ use std::{
 const BUCKET_BITS: u32 = 6;
 
 /// How many buckets there are.
-pub(super) const BUCKETS: usize = 1 << BUCKET_BITS;
+pub const BUCKETS: usize = 1 << BUCKET_BITS;
 
 /// Bytes of a bucket that lie in memory before they are written out.
 const BUFFER_BYTES: usize = 128 << 10;
@@ -23,17 +24,17 @@ const LOADED_BYTES: u64 = 16 << 20;
 const ENTRY_HEAD: usize = 16;
 
 /// How entries of one hash are ordered; equal ones are the same to their owner.
-pub(super) type Tie = fn(&[u8], &[u8]) -> Ordering;
+pub type Tie = fn(&[u8], &[u8]) -> Ordering;
 
 /// Takes an entry, and whether an equal one follows.
-pub(super) type Take<'a, E> = dyn FnMut(&[u8], bool) -> Result<(), E> + 'a;
+pub type Take<'a, E> = dyn FnMut(&[u8], bool) -> Result<(), E> + 'a;
 
 /// Entries in buckets by the upper bits of their hash. A bucket that is too large to be sorted in memory goes into
 /// buckets by the next bits, and so on.
 ///
 /// The files have no names: nothing is left of them, however the process ends.
 #[derive(Debug)]
-pub(super) struct Partitions {
+pub struct Partitions {
     folder: PathBuf,
     level: u32,
     buckets: Vec<Bucket>,
@@ -53,7 +54,8 @@ impl Bucket {
 }
 
 impl Partitions {
-    pub(super) fn new(folder: &Path) -> Self {
+    /// No entries; files lie in `folder`.
+    pub fn new(folder: &Path) -> Self {
         Self::at_level(folder, 0)
     }
 
@@ -78,7 +80,11 @@ impl Partitions {
     }
 
     /// Adds an entry.
-    pub(super) fn push(&mut self, hash: u64, entry: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// Those of the folder's disk.
+    pub fn push(&mut self, hash: u64, entry: &[u8]) -> io::Result<()> {
         let at = self.bucket_of(hash);
         let bucket = &mut self.buckets[at];
         bucket.buffer.extend_from_slice(&hash.to_le_bytes());
@@ -106,7 +112,7 @@ impl Partitions {
     }
 
     /// The buckets that hold something.
-    pub(super) fn filled(&self) -> impl Iterator<Item = usize> {
+    pub fn filled(&self) -> impl Iterator<Item = usize> {
         self.buckets
             .iter()
             .enumerate()
@@ -116,7 +122,15 @@ impl Partitions {
 
     /// Empties a bucket: gives its entries by hash, those of one hash by `tie`, equal ones as they were added; with
     /// each, whether an equal one follows.
-    pub(super) fn drain<E: From<io::Error>>(
+    ///
+    /// # Errors
+    ///
+    /// Those of the folder's disk, and what `on` gives.
+    ///
+    /// # Panics
+    ///
+    /// If there is no bucket of this number.
+    pub fn drain<E: From<io::Error>>(
         &mut self,
         bucket: usize,
         tie: Tie,
