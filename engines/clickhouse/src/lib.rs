@@ -61,6 +61,10 @@ impl DatabaseEngine for ClickhouseEngine {
         Engine::Clickhouse
     }
 
+    fn knows_row_hash(&self, name: &str) -> bool {
+        fingerprint::RowForm::of_name(name).is_some()
+    }
+
     async fn identify(&self, target: &Target) -> Result<Identity, EngineError> {
         identify::identify(target).await
     }

@@ -195,6 +195,12 @@ pub trait DatabaseEngine: fmt::Debug + Send + Sync {
     /// Which engine this is.
     fn engine(&self) -> Engine;
 
+    /// Whether this version can make fingerprints of a copy by this hash of rows, which a backup names in
+    /// [`BackupReport::row_hash`].
+    fn knows_row_hash(&self, name: &str) -> bool {
+        name == ROW_HASH
+    }
+
     /// Asks a database who it is.
     async fn identify(&self, target: &Target) -> Result<Identity, EngineError>;
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fettler_engine::{
-    BackupReport, DatabaseEngine, EngineContext, EngineError, ROW_HASH, RestoreOptions, Sandbox,
+    BackupReport, DatabaseEngine, EngineContext, EngineError, RestoreOptions, Sandbox,
     SandboxRequest, SandboxSpec,
 };
 use fettler_fault_points::{Point, reached};
@@ -86,8 +86,8 @@ impl JobKind for Prove {
         arguments: ProveArguments,
     ) -> Result<ProveOutput, Problem> {
         let archive = archive::open(context, &arguments.place, arguments.backup).await?;
-        comparable(&archive.report)?;
         let engine = fettler_engines::engine(archive.report.identity.engine);
+        comparable(&*engine, &archive.report)?;
         let request = sandbox_request(context, &arguments, &archive).await?;
         let working = context
             .engine_context(archive.fingerprint_key, None)
@@ -126,14 +126,14 @@ impl JobKind for Prove {
 }
 
 /// Refuses a backup whose fingerprints this version does not make: it would seem to differ.
-fn comparable(report: &BackupReport) -> Result<(), Problem> {
-    if report.row_hash == ROW_HASH {
+fn comparable(engine: &dyn DatabaseEngine, report: &BackupReport) -> Result<(), Problem> {
+    if engine.knows_row_hash(&report.row_hash) {
         return Ok(());
     }
     Err(Problem::permanent(
         "prove.another_row_hash",
         format!(
-            "the backup's fingerprints are sums of the row hash {:?}, and this version computes {ROW_HASH:?}",
+            "the backup's fingerprints are sums of the row hash {:?}, which this version does not compute",
             report.row_hash
         ),
         "prove it with the version of Fettler that made it, or make a new backup; a restore needs no fingerprints",
