@@ -9,16 +9,11 @@
 //! does not begin with it is never touched, but for functions that the server did not have, which are recorded one by one.
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    ffi::OsString,
+    fs,
     net::{Ipv4Addr, TcpListener},
-    os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
-        process::CommandExt,
-    },
+    os::unix::fs::chown,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,9 +21,9 @@ use fettler_engine::{
     Artefact, EngineContext, EngineError, Sandbox, SandboxRequest, SandboxSpec, Target,
 };
 use fettler_model::{DatabaseUrl, Engine, Secret};
-use rustix::process::{Pid, Signal};
+use fettler_private_server::{Place, PrivateServer, Process, User, make_folder, wait_until_ready};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
 
 use crate::{
     catalogue::{PROOF_PREFIX, SCRATCH_PREFIX},
@@ -41,43 +36,21 @@ use crate::{
 
 /// What the server's program is called, and what it is to be told first.
 const PROGRAMS: [(&str, &[&str]); 2] = [("clickhouse-server", &[]), ("clickhouse", &["server"])];
-/// What the names of sandboxes' folders begin with.
-const FOLDER_PREFIX: &str = "clickhouse-";
+/// Where private servers are. Every process may look for a port, so that there is no socket whose path would have to fit.
+const PLACE: Place = Place {
+    prefix: "clickhouse-",
+    socket: "",
+};
+/// The server is to be one process, which ends when it is told to.
+const WITHOUT_WATCHDOG: &str = "CLICKHOUSE_WATCHDOG_ENABLE=0";
 /// How long a server may take to start.
 const START_WAIT: Duration = Duration::from_secs(60);
-/// How long it may take to stop before it is killed.
-const STOP_WAIT: Duration = Duration::from_secs(20);
-/// Between two looks at a server that starts or stops.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Runs the server, waits until nobody holds the other end of the pipe any more, and ends it.
-const WATCHDOG: &str = r#"
-trap '' INT TERM HUP
-program=$1
-shift
-"$program" "$@" >out 2>&1 </dev/null &
-server=$!
-echo "$server" >pid
-cat >/dev/null
-kill -KILL "$server" 2>/dev/null
-wait "$server"
-"#;
-
-/// The servers that this process has started, by folder.
-static RUNNING: Mutex<BTreeMap<PathBuf, Running>> = Mutex::new(BTreeMap::new());
-
-/// A server that runs. Dropping the pipe ends it.
-#[derive(Debug)]
-struct Running {
-    pipe: Option<ChildStdin>,
-    watchdog: Child,
-}
-
 /// What is recorded of a private server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct MadeServer {
     folder: PathBuf,
-    /// Process id and start time in the kernel's ticks, once it runs.
-    process: Option<(i32, u64)>,
+    /// Once it runs.
+    process: Option<Process>,
 }
 
 /// Makes a place for a proof.
@@ -184,7 +157,10 @@ pub(crate) async fn remove(
                 what: format!("the record of {:?} cannot be read: {error}", artefact.name),
                 remedy: "remove it by hand".to_owned(),
             })?;
-        return remove_server(&made.folder, made.process).await;
+        let server = private_server(made.folder, None);
+        let process = made.process.filter(|process| process.runs());
+        let process = process.or_else(|| server.process());
+        return server.remove(PLACE, process).await;
     }
     let server = server.ok_or_else(|| EngineError::Missing {
         code: "server",
@@ -262,17 +238,14 @@ async fn open_private(
     program: Option<&Path>,
 ) -> Result<Sandbox, EngineError> {
     let (program, words) = find_program(program)?;
-    let user = run_as();
-    let folder = base_folder(&context.kept, user).join(format!(
-        "{FOLDER_PREFIX}{}-{}",
-        &context.attempt.job.uuid().simple().to_string()[20..],
-        context.attempt.token
-    ));
+    let user = User::first_of(&["clickhouse", "nobody"]);
+    let folder = PLACE.folder(context, user)?;
     let name = format!("{} {}", context.attempt, folder.display());
     let recorded = server_artefact(&name, &folder, None);
     context.artefacts.record(&recorded).await?;
-    let started = start(context, request, &program, words, &folder, user).await;
-    let recorded = server_artefact(&name, &folder, process_of(&folder));
+    let server = private_server(folder, user);
+    let started = start(context, request, &program, words, &server).await;
+    let recorded = server_artefact(&name, &server.folder, server.process());
     match started {
         Ok(target) => {
             context.artefacts.record(&recorded).await?;
@@ -290,7 +263,16 @@ async fn open_private(
     }
 }
 
-fn server_artefact(name: &str, folder: &Path, process: Option<(i32, u64)>) -> Artefact {
+/// The server of a folder. It keeps nothing, so that it can be killed.
+const fn private_server(folder: PathBuf, user: Option<User>) -> PrivateServer {
+    PrivateServer {
+        folder,
+        user,
+        stop: Signal::KILL,
+    }
+}
+
+fn server_artefact(name: &str, folder: &Path, process: Option<Process>) -> Artefact {
     let made = MadeServer {
         folder: folder.to_owned(),
         process,
@@ -299,58 +281,11 @@ fn server_artefact(name: &str, folder: &Path, process: Option<(i32, u64)>) -> Ar
     artefact("server", name, data)
 }
 
-/// The user and group without rights that the server runs as; nothing where this process is such a user itself.
-fn run_as() -> Option<(u32, u32)> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let users = fs::read_to_string("/etc/passwd").ok()?;
-    ["clickhouse", "nobody"].iter().find_map(|wanted| {
-        let line = users
-            .lines()
-            .find(|line| line.split(':').next() == Some(wanted))?;
-        let mut numbers = line.split(':').skip(2).map(|field| field.parse().ok());
-        Some((numbers.next()??, numbers.next()??))
-    })
-}
-
-/// Whether a user can pass through a folder and all that are above it.
-fn can_pass(folder: &Path, (user, group): (u32, u32)) -> bool {
-    folder.ancestors().all(|folder| {
-        fs::metadata(folder).is_ok_and(|metadata| {
-            let bit = if metadata.uid() == user {
-                0o100
-            } else if metadata.gid() == group {
-                0o010
-            } else {
-                0o001
-            };
-            metadata.permissions().mode() & bit != 0
-        })
-    })
-}
-
-/// The folder to make the server's folder in: the worker's own where the server's user can get there.
-fn base_folder(kept: &Path, user: Option<(u32, u32)>) -> PathBuf {
-    let kept = fs::canonicalize(kept).unwrap_or_else(|_| kept.to_owned());
-    if user.is_none_or(|user| can_pass(&kept, user)) {
-        kept
-    } else {
-        PathBuf::from("/var/tmp")
-    }
-}
-
-/// Says what failed in a folder.
-fn failed(what: &str, folder: &Path) -> impl FnOnce(io::Error) -> EngineError + use<> {
-    let what = format!("{what} {}", folder.display());
-    move |error| EngineError::local(what, error)
-}
-
 /// The two files of a server's configuration. The root element's old name is understood by all versions.
 fn configuration(folder: &Path, port: u16, password: &str) -> (String, String) {
     let folder = folder.display();
     let server = format!(
-        "<yandex>\n<logger><level>warning</level><log>{folder}/log</log><errorlog>{folder}/errors</errorlog></logger>\n<http_port>{port}</http_port>\n<listen_host>127.0.0.1</listen_host>\n<path>{folder}/data/</path>\n<tmp_path>{folder}/tmp/</tmp_path>\n<user_files_path>{folder}/files/</user_files_path>\n<users_config>{folder}/users.xml</users_config>\n<default_profile>default</default_profile>\n<default_database>default</default_database>\n<mark_cache_size>536870912</mark_cache_size>\n<max_concurrent_queries>100</max_concurrent_queries>\n<max_table_size_to_drop>0</max_table_size_to_drop>\n<max_partition_size_to_drop>0</max_partition_size_to_drop>\n</yandex>\n"
+        "<yandex>\n<logger><level>warning</level><log>{folder}/messages</log><errorlog>{folder}/errors</errorlog></logger>\n<http_port>{port}</http_port>\n<listen_host>127.0.0.1</listen_host>\n<path>{folder}/data/</path>\n<tmp_path>{folder}/tmp/</tmp_path>\n<user_files_path>{folder}/files/</user_files_path>\n<users_config>{folder}/users.xml</users_config>\n<default_profile>default</default_profile>\n<default_database>default</default_database>\n<mark_cache_size>536870912</mark_cache_size>\n<max_concurrent_queries>100</max_concurrent_queries>\n<max_table_size_to_drop>0</max_table_size_to_drop>\n<max_partition_size_to_drop>0</max_partition_size_to_drop>\n</yandex>\n"
     );
     let users = format!(
         "<yandex>\n<profiles><default/></profiles>\n<quotas><default/></quotas>\n<users><default><password>{password}</password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></default></users>\n</yandex>\n"
@@ -364,56 +299,34 @@ async fn start(
     request: &SandboxRequest,
     program: &Path,
     words: &[&str],
-    folder: &Path,
-    user: Option<(u32, u32)>,
+    server: &PrivateServer,
 ) -> Result<Target, EngineError> {
-    fs::create_dir(folder).map_err(failed("making", folder))?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-        .map_err(failed("closing", folder))?;
+    let folder = &server.folder;
+    let failed = |what: &str| {
+        let what = format!("{what} {}", folder.display());
+        move |error| EngineError::local(what, error)
+    };
+    make_folder(folder, server.user)?;
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
-        .map_err(failed("looking for a port for the server in", folder))?
+        .map_err(failed("looking for a port for the server in"))?
         .port();
     let password = format!("{}{}", random_word(), random_word());
-    let (server, users) = configuration(folder, port, &password);
-    for (name, text) in [("config.xml", server), ("users.xml", users)] {
+    let (settings, users) = configuration(folder, port, &password);
+    for (name, text) in [("config.xml", settings), ("users.xml", users)] {
         let path = folder.join(name);
-        fs::write(&path, text).map_err(failed("writing to", folder))?;
-        if let Some((user, group)) = user {
-            chown(&path, Some(user), Some(group)).map_err(failed("giving away", folder))?;
+        fs::write(&path, text).map_err(failed("writing to"))?;
+        if let Some(user) = server.user {
+            chown(&path, Some(user.id), Some(user.group)).map_err(failed("giving away"))?;
         }
     }
-    if let Some((user, group)) = user {
-        chown(folder, Some(user), Some(group)).map_err(failed("giving away", folder))?;
-    }
     context.fence.check().await?;
-    let mut watchdog = Command::new("/bin/sh");
-    watchdog
-        .current_dir(folder)
-        .args(["-c", WATCHDOG, "fettler-sandbox"])
-        .arg(program)
-        .args(words)
-        .arg(format!(
-            "--config-file={}",
-            folder.join("config.xml").display()
-        ))
-        .env("CLICKHOUSE_WATCHDOG_ENABLE", "0")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        // A Ctrl-C at the terminal is for this process alone.
-        .process_group(0);
-    if let Some((user, group)) = user {
-        watchdog.uid(user).gid(group);
-    }
-    let mut watchdog = watchdog
-        .spawn()
-        .map_err(failed("starting a server in", folder))?;
-    let pipe = watchdog.stdin.take();
-    RUNNING
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(folder.to_owned(), Running { pipe, watchdog });
+    let mut arguments: Vec<OsString> = vec![WITHOUT_WATCHDOG.into(), program.into()];
+    arguments.extend(words.iter().map(OsString::from));
+    let mut file = OsString::from("--config-file=");
+    file.push(folder.join("config.xml"));
+    arguments.push(file);
+    server.start(Path::new("/usr/bin/env"), arguments)?;
 
     let text = format!("clickhouse://default@127.0.0.1:{port}/?sandbox=");
     let (url, _) =
@@ -426,117 +339,12 @@ async fn start(
         password: Some(Secret::new(password)),
     };
     let params = Params::of(&target)?;
-    let give_up = Instant::now() + START_WAIT;
-    loop {
-        context.check_stop()?;
-        match Session::of_attempt(&params, context).await {
-            Ok(session) => {
-                require_version(&session, request)?;
-                return Ok(target);
-            }
-            Err(error) if Instant::now() > give_up => {
-                let log = fs::read_to_string(folder.join("errors")).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(5).collect();
-                return Err(EngineError::Database {
-                    what: format!(
-                        "the sandbox's server did not start: {error}; its log ends: {}",
-                        tail.join(" | ")
-                    ),
-                    transient: true,
-                });
-            }
-            Err(_) => sleep(LOOK_EVERY).await,
-        }
-    }
-}
-
-/// The server of a folder, if it runs: its id and when it started. A process that happens to have the id today works in
-/// another folder.
-fn process_of(folder: &Path) -> Option<(i32, u64)> {
-    let text = fs::read_to_string(folder.join("pid")).ok()?;
-    let id: i32 = text.trim().parse().ok()?;
-    let command = fs::read_to_string(format!("/proc/{id}/cmdline")).ok()?;
-    command
-        .contains(&folder.display().to_string())
-        .then(|| started(id).map(|started| (id, started)))?
-}
-
-/// When a process started, in the kernel's ticks since the machine did.
-fn started(id: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in parentheses may hold anything; after it, this is the twentieth field.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    (state != "Z").then(|| fields.nth(18)?.parse().ok())?
-}
-
-async fn remove_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
-    let is_ours = folder
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with(FOLDER_PREFIX));
-    if !folder.is_absolute() || !is_ours {
-        return Err(EngineError::Unusable {
-            what: format!("{} is no folder of a sandbox", folder.display()),
-            remedy: "remove it by hand, if it is one".to_owned(),
-        });
-    }
-    let process = process
-        .filter(|(id, start)| started(*id) == Some(*start))
-        .or_else(|| process_of(folder));
-    end_server(folder, process).await?;
-    let removed = {
-        let folder = folder.to_owned();
-        tokio::task::spawn_blocking(move || fs::remove_dir_all(folder)).await
-    };
-    match removed {
-        Ok(Err(error)) if folder.exists() => Err(failed("removing", folder)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Ends the server of a folder, if it runs, and what this process had started to watch it.
-async fn end_server(folder: &Path, process: Option<(i32, u64)>) -> Result<(), EngineError> {
-    let running = RUNNING
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .remove(folder);
-    let give_up = Instant::now() + STOP_WAIT;
-    if let Some((id, start)) = process {
-        // Nothing in it is to be kept.
-        let mut signal = Signal::TERM;
-        while started(id) == Some(start) {
-            kill(id, signal)?;
-            if Instant::now() > give_up {
-                signal = Signal::KILL;
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-    if let Some(mut running) = running {
-        drop(running.pipe.take());
-        while running
-            .watchdog
-            .try_wait()
-            .map_err(|error| EngineError::local("waiting for a sandbox's server", error))?
-            .is_none()
-        {
-            sleep(LOOK_EVERY).await;
-        }
-    }
-    Ok(())
-}
-
-fn kill(id: i32, signal: Signal) -> Result<(), EngineError> {
-    let Some(pid) = Pid::from_raw(id) else {
-        return Ok(());
-    };
-    match rustix::process::kill_process(pid, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(EngineError::local(
-            format!("stopping the sandbox's server, process {id}"),
-            error.into(),
-        )),
-    }
+    let session = wait_until_ready(context, server, START_WAIT, || {
+        Session::of_attempt(&params, context)
+    })
+    .await?;
+    require_version(&session, request)?;
+    Ok(target)
 }
 
 #[cfg(test)]

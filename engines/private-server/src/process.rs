@@ -11,15 +11,17 @@ use serde::{Deserialize, Serialize};
 pub struct Process(i32, u64);
 
 impl Process {
-    /// The process that a server wrote into the first line of `pid_file` and that works in `folder`. A process that happens to
-    /// have the id today works in another one.
+    /// The process that a server wrote into the first line of `pid_file` and that works in `folder` or below. A process that
+    /// happens to have the id today works elsewhere.
     #[must_use]
     pub fn of_server(pid_file: &Path, folder: &Path) -> Option<Self> {
         let text = fs::read_to_string(pid_file).ok()?;
         let id: i32 = text.lines().next()?.trim().parse().ok()?;
         let works_in = fs::read_link(format!("/proc/{id}/cwd")).ok()?;
         let folder = fs::canonicalize(folder).ok()?;
-        (works_in == folder).then(|| started(id).map(|started| Self(id, started)))?
+        works_in
+            .starts_with(folder)
+            .then(|| started(id).map(|started| Self(id, started)))?
     }
 
     /// Whether it runs.
@@ -69,7 +71,7 @@ mod tests {
         let found = Process::of_server(&pid_file, folder.path()).unwrap();
         assert!(found.runs());
         assert!(!Process(found.0, found.1 + 1).runs());
-        assert_eq!(Process::of_server(&pid_file, Path::new("/")), None);
+        assert_eq!(Process::of_server(&pid_file, Path::new("/usr")), None);
         let text = serde_json::to_string(&found).unwrap();
         assert_eq!(text, format!("[{},{}]", found.0, found.1));
         found.send(Signal::KILL).unwrap();

@@ -23,6 +23,8 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The file that holds what the server says, in its folder.
 const LOG: &str = "log";
+/// The file that holds its process' id.
+const PID_FILE: &str = "server.pid";
 /// Lines of it that an error quotes.
 const LOG_LINES: usize = 5;
 /// Runs the server, waits until nobody holds the other end of the pipe any more, and ends it.
@@ -30,9 +32,11 @@ const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 signal=$1
 log=$2
-shift 2
+pid_file=$3
+shift 3
 (trap - INT TERM HUP; exec "$@") >>"$log" 2>&1 </dev/null &
 server=$!
+echo "$server" >"$pid_file"
 cat >/dev/null
 kill -"$signal" "$server" 2>/dev/null
 wait "$server"
@@ -95,6 +99,7 @@ impl PrivateServer {
             .args(["-c", WATCHDOG, "fettler-sandbox"])
             .arg(self.stop.as_raw().to_string())
             .arg(self.folder.join(LOG))
+            .arg(self.folder.join(PID_FILE))
             .arg(program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -111,6 +116,12 @@ impl PrivateServer {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(self.folder.clone(), Running { pipe, watchdog });
         Ok(())
+    }
+
+    /// The server's process, if it runs and has begun to work in its folder.
+    #[must_use]
+    pub fn process(&self) -> Option<Process> {
+        Process::of_server(&self.folder.join(PID_FILE), &self.folder)
     }
 
     /// Ends the server, if it runs, and what this process had started to watch it. The folder stays.
@@ -230,14 +241,13 @@ mod tests {
     }
 
     async fn started(server: &PrivateServer) -> Process {
-        let script = "echo $$ >pid; echo up; exec sleep 60";
+        let script = "echo up; exec sleep 60";
         server.start(Path::new("/bin/sh"), ["-c", script]).unwrap();
-        let pid_file = server.folder.join("pid");
         loop {
-            if let Some(process) = Process::of_server(&pid_file, &server.folder) {
-                return process;
+            match server.process() {
+                Some(process) if !server.last_words().is_empty() => return process,
+                _ => sleep(LOOK_EVERY).await,
             }
-            sleep(LOOK_EVERY).await;
         }
     }
 
