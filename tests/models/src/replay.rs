@@ -11,7 +11,7 @@
 //! - `ledger/src/job/complete.rs`: `decide`, `complete_all`
 //! - `ledger/src/job/rescue.rs`: `take_back`
 //! - `ledger/src/job/finish.rs`: `finish`, `requeue`
-//! - `ledger/src/policies.rs`: `tick`
+//! - `ledger/src/policies.rs`: `tick_batch`
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

@@ -1,8 +1,8 @@
 //! Ticks: each due time of a policy has one outcome, whoever leads and whatever the clock does (rule 18).
 //!
 //! It models
-//! - `ledger/src/policies.rs`: `tick`, `lead`, `check_leader`, `set_next_due`
-//! - `scheduler/src/tick.rs`: `tick_policy`, `correct`
+//! - `ledger/src/policies.rs`: `tick_batch`, `lead`, `check_leader`, `set_next_due`
+//! - `scheduler/src/tick.rs`: `tick_once`, `correct`
 //! - `scheduler/src/plan.rs`: `corrected`
 //!
 //! One policy that is due at each whole hour, two schedulers, a lead that runs out. A scheduler reads what is
