@@ -43,8 +43,9 @@ async fn a_backup_reads_as_it_was_written(open: impl AsyncFn() -> TenantReposito
     let streams: [(&str, &[u8]); 3] = [("orders", &changed), ("empty", &empty), ("small", &small)];
     let second = back_up(&tenant, new_id(), &streams).await.unwrap();
     assert_eq!(second.manifest.summary.parent, Some(summary.id));
+    // Where chunks are cut depends on the repository's key: what was changed lies in one chunk or in several.
     assert!(
-        second.manifest.summary.bytes_stored < summary.bytes_stored / 20,
+        second.manifest.summary.bytes_stored < summary.bytes_stored / 5,
         "{:?}",
         second.manifest.summary
     );
