@@ -8,6 +8,7 @@
 //!   does so for the third time; several points stand with commas between them.
 //! - `FETTLER_FAULT_LATCHES=FOLDER` makes each point end one process only, among all that share the folder: whoever makes
 //!   the file of the point's name there. The file tells that the point was hit.
+//! - `FETTLER_FAULT_STOPS=1`: the process is stopped there by SIGSTOP instead, and goes on when it is told so by SIGCONT.
 //! - `FETTLER_FAULT_WITHOUT=fence` leaves a rule of the protocols out, so that the harness' checker can show that it would
 //!   find its absence.
 
@@ -105,13 +106,32 @@ points! {
     CollectMarked = "collect.marked", Worker, "The first phase of a collection has marked objects; its second one is for later.";
     CollectDeleting = "collect.deleting", Worker, "Some of the objects that are to be deleted are gone, others are not.";
     RestoreDataDone = "restore.data_done", Worker, "A restore has all rows or pages in place; indexes, or the file's name, are missing.";
+    RestoreDone = "restore.done", Worker, "A restore is whole, and nothing tells its target from another database; its job has not ended.";
     SandboxOpen = "prove.sandbox_open", Worker, "A proof has made its sandbox; nothing was restored into it.";
     SandboxFilled = "prove.sandbox_filled", Worker, "A proof has restored into its sandbox; nothing was compared or removed.";
+    CleanupArchived = "cleanup.archived", Worker, "What a cleanup removes is archived and read back; nothing was removed.";
+    CleanupDetached = "cleanup.detached", Worker, "A partition was taken out of its table; it was neither looked at again nor dropped.";
+    CleanupRemoving = "cleanup.removing", Worker, "A batch of a cleanup was removed; the checkpoint may not know.";
+    CleanupRemoved = "cleanup.removed", Worker, "All that a cleanup removes was removed; nothing was counted.";
+    CleanupUndoing = "cleanup.undoing", Worker, "A batch was put back; the checkpoint may not know.";
     ArtefactRecorded = "artefact.recorded", Worker, "Something outside the ledger was recorded; it was not made.";
     ArtefactRemoved = "artefact.removed", Worker, "What an ended attempt had left was removed; its record was not.";
 }
 
 impl Point {
+    /// Whether the harness' own fleet comes by it: its load holds no cleanups, whose tests end processes there themselves.
+    #[must_use]
+    pub const fn is_in_harness(self) -> bool {
+        !matches!(
+            self,
+            Self::CleanupArchived
+                | Self::CleanupDetached
+                | Self::CleanupRemoving
+                | Self::CleanupRemoved
+                | Self::CleanupUndoing
+        )
+    }
+
     /// The point of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
@@ -145,6 +165,7 @@ mod armed {
             LazyLock,
             atomic::{AtomicU32, Ordering},
         },
+        time::Duration,
     };
 
     use rustix::process::{Signal, getpid, kill_process};
@@ -160,6 +181,8 @@ mod armed {
     struct Plan {
         armed: Vec<Armed>,
         latches: Option<PathBuf>,
+        /// Whether a process stops instead of ending.
+        stops: bool,
         without: Vec<Rule>,
     }
 
@@ -194,6 +217,7 @@ mod armed {
         Plan {
             armed,
             latches: std::env::var_os("FETTLER_FAULT_LATCHES").map(PathBuf::from),
+            stops: std::env::var_os("FETTLER_FAULT_STOPS").is_some(),
             without,
         }
     });
@@ -208,7 +232,13 @@ mod armed {
                     Some(left.saturating_sub(1))
                 });
             if before == Ok(1) && is_ours(point) {
-                end();
+                if PLAN.stops {
+                    let _ = kill_process(getpid(), Signal::STOP);
+                    // The signal may reach this thread last.
+                    std::thread::sleep(Duration::from_millis(200));
+                } else {
+                    end();
+                }
             }
         }
     }

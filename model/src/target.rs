@@ -71,7 +71,8 @@ impl FromStr for Engine {
         match text {
             "postgres" | "postgresql" => Ok(Self::Postgres),
             "sqlite" => Ok(Self::Sqlite),
-            "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" | "rdb" => Ok(Self::Redis),
+            "redis" | "rediss" | "redis+unix" | "redis+sentinel" | "rediss+sentinel" | "valkey"
+            | "valkeys" | "valkey+sentinel" | "valkeys+sentinel" | "rdb" => Ok(Self::Redis),
             "mongodb" | "mongodb+srv" => Ok(Self::Mongodb),
             "clickhouse" | "clickhouses" => Ok(Self::Clickhouse),
             "elasticsearch" | "elasticsearch+https" | "opensearch" | "opensearch+https" => {
@@ -99,6 +100,42 @@ pub enum InvalidUrl {
 
 /// The schemes of places that are files.
 const FILE_SCHEMES: [(&str, Engine); 2] = [("sqlite", Engine::Sqlite), ("rdb", Engine::Redis)];
+
+/// Where a sentinel of Redis listens unless a URL says otherwise.
+pub const SENTINEL_PORT: u16 = 26379;
+
+/// The parameter that holds the hosts of a URL behind the first.
+const HOSTS: &str = "hosts";
+
+/// The same URL with its first host alone, and the others: a URL as it is generally understood has one host. They are kept as
+/// a parameter ([`HOSTS`]).
+fn with_one_host(text: &str) -> Result<(String, Option<String>), InvalidUrl> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Ok((text.to_owned(), None));
+    };
+    let authority_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, behind) = rest.split_at(authority_ends);
+    let hosts_begin = authority.rfind('@').map_or(0, |at| at + 1);
+    let (login, hosts) = authority.split_at(hosts_begin);
+    let Some((first, others)) = hosts.split_once(',') else {
+        return Ok((text.to_owned(), None));
+    };
+    let is_host = |host: &str| {
+        !host.is_empty()
+            && host
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b))
+    };
+    if !others.split(',').chain([first]).all(is_host) {
+        return Err(InvalidUrl::Malformed(
+            "several hosts are written as `host:port,host:port`".to_owned(),
+        ));
+    }
+    Ok((
+        format!("{scheme}://{login}{first}{behind}"),
+        Some(others.to_ascii_lowercase()),
+    ))
+}
 
 /// A database's place, without the password: safe to store, print and log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -141,8 +178,12 @@ impl DatabaseUrl {
                 Ok((Self::file(scheme, *engine, path), None))
             }
             None => {
+                let (text, more_hosts) = match engine {
+                    Engine::Redis => with_one_host(text)?,
+                    _ => (text.to_owned(), None),
+                };
                 let mut url =
-                    Url::parse(text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
+                    Url::parse(&text).map_err(|error| InvalidUrl::Malformed(error.to_string()))?;
                 let mut password = url
                     .password()
                     .map(|encoded| percent_decode_str(encoded).decode_utf8_lossy().into_owned());
@@ -165,6 +206,22 @@ impl DatabaseUrl {
                     if !kept.is_empty() {
                         url.query_pairs_mut().extend_pairs(kept);
                     }
+                }
+                if engine == Engine::Redis
+                    && url.query_pairs().any(|(key, _)| key == "sentinel_password")
+                {
+                    // It would be stored with the URL (P9).
+                    return Err(InvalidUrl::Malformed(
+                        "the password of sentinels does not stand in a URL: name a file that holds it as `sentinel_password_file`"
+                            .to_owned(),
+                    ));
+                }
+                if let Some(hosts) = more_hosts {
+                    let query = match url.query() {
+                        Some(query) if !query.is_empty() => format!("{query}&{HOSTS}={hosts}"),
+                        _ => format!("{HOSTS}={hosts}"),
+                    };
+                    url.set_query(Some(&query));
                 }
                 Ok((
                     Self {
@@ -213,6 +270,7 @@ impl DatabaseUrl {
         // TLS has a port of its own there.
         let default_port = match url.scheme() {
             "clickhouses" => 8443,
+            scheme if scheme.ends_with("+sentinel") => SENTINEL_PORT,
             _ => default_port,
         };
         let port = url.port().unwrap_or(default_port);
@@ -317,6 +375,52 @@ mod tests {
             assert_eq!(password.unwrap().expose(), "s@crt");
             assert_eq!(url.as_str(), kept);
         }
+    }
+
+    #[test]
+    fn several_hosts_of_redis_are_one_host_and_a_parameter() {
+        for (text, kept, server) in [
+            (
+                "redis+sentinel://ann:s%40crt@S1:26380,s2,[::1]:7/shop/2?read=replica",
+                "redis+sentinel://ann@S1:26380/shop/2?read=replica&hosts=s2,[::1]:7",
+                "s1:26380",
+            ),
+            (
+                "rediss+sentinel://:s%40crt@s1/shop",
+                "rediss+sentinel://s1/shop",
+                "s1:26379",
+            ),
+            (
+                "redis://:s%40crt@n1:7000,n2:7001",
+                "redis://n1:7000?hosts=n2:7001",
+                "n1:7000",
+            ),
+            (
+                "redis://n1:7000,n2:7001?password=s%40crt",
+                "redis://n1:7000?hosts=n2:7001",
+                "n1:7000",
+            ),
+        ] {
+            let (url, password) = DatabaseUrl::parse_with_password(text).unwrap();
+            assert_eq!(password.unwrap().expose(), "s@crt");
+            assert_eq!(url.as_str(), kept);
+            assert_eq!(url.server().as_deref(), Some(server));
+            // What was stored is read again as it is.
+            let (again, none) = DatabaseUrl::parse_with_password(url.as_str()).unwrap();
+            assert!(none.is_none());
+            assert_eq!(again, url);
+        }
+        for text in ["redis://a,,b", "redis://a,b%2F", "redis://,a"] {
+            assert!(DatabaseUrl::parse_with_password(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn p9_a_sentinels_password_is_refused_in_a_url() {
+        let text = "redis+sentinel://s1/shop?sentinel_password=hidden";
+        let error = DatabaseUrl::parse_with_password(text).unwrap_err();
+        assert!(!error.to_string().contains("hidden"));
+        assert!(error.to_string().contains("sentinel_password_file"));
     }
 
     #[test]

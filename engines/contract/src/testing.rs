@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fettler_model::{AttemptToken, JobId};
+use fettler_model::{AttemptToken, JobId, LogMoment, LogSpan, LogUnit, Plan};
 use futures::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
@@ -225,6 +225,14 @@ pub struct MemoryRecord {
 }
 
 impl MemoryRecord {
+    /// Forgets the checkpoint: what follows is another job's.
+    pub fn begin_job(&self) {
+        *self
+            .checkpoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// The last checkpoint.
     #[must_use]
     pub fn checkpoint(&self) -> Option<serde_json::Value> {
@@ -312,5 +320,96 @@ pub fn context(
         scratch: scratch.to_path_buf(),
         kept: scratch.to_path_buf(),
         parallel: 2,
+    }
+}
+
+/// A log of changes in memory, for engines that archive.
+#[derive(Debug, Default)]
+pub struct MemoryLog {
+    batches: Mutex<Vec<crate::ChangeBatch>>,
+}
+
+#[async_trait]
+impl crate::ChangeSink for MemoryLog {
+    async fn append(&self, batch: crate::ChangeBatch) -> Result<(), EngineError> {
+        self.batches
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(batch);
+        Ok(())
+    }
+}
+
+impl MemoryLog {
+    /// What was archived so far.
+    #[must_use]
+    pub fn batches(&self) -> Vec<crate::ChangeBatch> {
+        self.batches
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The batches as a timeline sees them, and their moments.
+    #[must_use]
+    pub fn spans(&self) -> (Vec<LogSpan>, Vec<Vec<LogMoment>>) {
+        self.batches()
+            .into_iter()
+            .map(|batch| {
+                let span = batch.span(batch.continues);
+                (span, batch.moments)
+            })
+            .unzip()
+    }
+
+    /// The changes that a plan names.
+    #[must_use]
+    pub fn changes(&self, plan: &Plan) -> MemoryChanges {
+        let bytes: Vec<u8> = self.batches()[plan.spans.clone()]
+            .iter()
+            .flat_map(|batch| {
+                let skip = match batch.unit() {
+                    LogUnit::Bytes => plan.begin.saturating_sub(batch.begin),
+                    LogUnit::Numbers => 0,
+                };
+                batch
+                    .bytes
+                    .slice(usize::try_from(skip).unwrap_or(0).min(batch.bytes.len())..)
+            })
+            .collect();
+        MemoryChanges {
+            begin: plan.begin,
+            end: plan.end,
+            bytes: bytes.into(),
+        }
+    }
+}
+
+/// Changes in memory.
+#[derive(Clone, Debug)]
+pub struct MemoryChanges {
+    begin: u64,
+    end: u64,
+    bytes: Bytes,
+}
+
+#[async_trait]
+impl crate::ChangeSource for MemoryChanges {
+    fn begin(&self) -> u64 {
+        self.begin
+    }
+
+    fn end(&self) -> u64 {
+        self.end
+    }
+
+    async fn read(&self) -> Result<StreamReader, EngineError> {
+        // In small pieces, so that commands are cut.
+        let pieces: Vec<Result<Bytes, EngineError>> = self
+            .bytes
+            .chunks(1000)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        Ok(stream::iter(pieces).boxed())
     }
 }
