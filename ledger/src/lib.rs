@@ -9,12 +9,14 @@
 //!
 //! A [`Ledger`] is cheap to clone. All times that it compares are its own: [`Ledger::now`].
 
+mod baselines;
 mod batch;
 mod catalogue;
 mod codes;
 mod dialect;
 mod error;
 mod events;
+mod findings;
 mod job;
 mod ledger;
 mod migrate;
@@ -27,9 +29,11 @@ mod steps;
 mod store;
 mod tenancy;
 mod tokens;
+mod tuning;
 mod wake;
 
 pub use error::LedgerError;
+pub use findings::{FindingFilter, FindingRecord, FindingsSeen};
 pub use ledger::{Ledger, LedgerOptions};
 pub use records::*;
 pub use silences::{Silence, SilenceChange, SilenceKind};

@@ -34,6 +34,14 @@ const STEPS: &[Step] = &[
         include_str!("../migrations/0005_left_to_the_next_attempt.sql"),
         4,
     ),
+    // Two tables that older programs know nothing of and need not.
+    step(include_str!("../migrations/0006_findings.sql"), 4),
+    // Another index for the same order: older programs sort for themselves.
+    step(include_str!("../migrations/0007_turns_are_not_ids.sql"), 4),
+    // A table of audits, which older programs do not make.
+    step(include_str!("../migrations/0008_audit_baseline.sql"), 4),
+    // The same.
+    step(include_str!("../migrations/0009_tuning.sql"), 4),
 ];
 
 /// The step from which on a ledger says who can go on with it.

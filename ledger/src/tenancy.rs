@@ -460,6 +460,20 @@ impl Ledger {
                 });
             }
         }
+        for table in [
+            "finding",
+            "finding_history",
+            "audit_baseline",
+            "tuning_sample",
+            "tuning_action",
+        ] {
+            transaction
+                .execute(
+                    format!("DELETE FROM {table} WHERE database_id = $1"),
+                    &values,
+                )
+                .await?;
+        }
         transaction
             .execute("DELETE FROM database_record WHERE id = $1", &values)
             .await?;

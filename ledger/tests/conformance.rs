@@ -100,4 +100,10 @@ conformance!(
     rule_10_the_events_of_one_job_and_of_one_tenant_are_read_apart,
     databases_policies_tenants_and_backups_are_listed_in_pages,
     the_catalogue_counts_what_a_repository_holds,
+    a_finding_is_opened_changed_resolved_and_reopened,
+    what_could_not_be_looked_at_resolves_nothing,
+    what_is_set_aside_is_until_its_time_is_over,
+    p2_a_superseded_look_records_nothing,
+    what_an_audit_compares_with_is_kept_replaced_and_gone_with_its_database,
+    an_action_is_kept_with_its_way_back_and_a_superseded_attempt_writes_none,
 );

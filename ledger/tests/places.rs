@@ -15,7 +15,7 @@ use fettler_ledger::{
 use fettler_model::{
     ErrorClass, ExclusionClass, JobRequest, JobState, JobTerms, Priority, SlotClass, TenantId,
 };
-use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer};
+use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer, wait_until};
 
 fn request() -> JobRequest {
     JobRequest {
@@ -155,4 +155,107 @@ async fn rule_5_after_an_outage_rescue_waits_one_whole_lease() {
     assert_eq!(ended, Ended::Final(JobState::Succeeded));
     // The database is dropped while its server still runs.
     drop(database);
+}
+
+/// Plans are made while the table is small and are kept; what has ended lies dead in its indexes until somebody cleans up. A
+/// claim that joins instead of looking its hundred ids up then reads all of an index, each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_looks_its_ids_up_also_where_the_statistics_are_of_a_smaller_table() {
+    ids_are_looked_up("ANALYZE job").await;
+}
+
+/// A queue that is drained when the server cleans up has statistics of an empty table in a large file: each index that has the
+/// column looks as cheap as the primary key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_looks_its_ids_up_also_where_the_statistics_are_of_a_drained_queue() {
+    ids_are_looked_up(
+        "INSERT INTO job SELECT (jsonb_populate_record(NULL::job, jsonb_build_object(
+             'id', gen_random_uuid(), 'tenant', 'default', 'kind', 'noop', 'kind_version', 1, 'arguments', '{}', 'exclusion', 0,
+             'slot', 1, 'priority', 2, 'rank', n, 'submitted', n, 'max_tries', 1, 'lane', 0, 'wait', 0, 'tries', 0, 'lost', 0,
+             'died', 0, 'isolated', 0, 'state', 1, 'token', 0, 'line', ''))).* FROM generate_series(1, 50000) n;
+         DELETE FROM job WHERE rank < 50000;
+         VACUUM ANALYZE job;
+         DELETE FROM job",
+    )
+    .await;
+}
+
+/// Submits, claims and ends jobs with plans by these statistics beside very many that have ended, and counts what is read.
+async fn ids_are_looked_up(statistics: &str) {
+    const DEAD: i64 = 50_000;
+    const BATCH: usize = 100;
+    const BATCHES: usize = 20;
+    let server = PostgresServer::shared(PgMajor::V15);
+    let database = server.create_database("ledger").unwrap();
+    let options = LedgerOptions {
+        connections: 1,
+        ..LedgerOptions::default()
+    };
+    let ledger = Ledger::open_with(&database.url(), options).await.unwrap();
+    database
+        .psql("ALTER TABLE job SET (autovacuum_enabled = false)")
+        .unwrap();
+    for statement in statistics.split(';') {
+        database.psql(statement).unwrap();
+    }
+    let work = async |batches: usize| {
+        for _ in 0..batches {
+            let requests = (0..BATCH).map(|_| (request(), None)).collect();
+            let ids: Vec<_> = ledger
+                .submit_batch(requests)
+                .await
+                .into_iter()
+                .map(|submitted| submitted.unwrap().job)
+                .collect();
+            let room = ClaimRequest {
+                short: BATCH,
+                ..room(Duration::from_secs(600))
+            };
+            let claimed = ledger.claim_by_ids(&room, &ids).await.unwrap().jobs;
+            assert_eq!(claimed.len(), BATCH);
+            let ends = claimed.iter().map(|claimed| {
+                let fencing = Fencing {
+                    job: claimed.job.id,
+                    token: claimed.token,
+                };
+                let result = serde_json::Value::Null;
+                ledger.complete(fencing, Ending::Succeeded { result })
+            });
+            futures::future::try_join_all(ends).await.unwrap();
+        }
+    };
+    // The plans are made.
+    work(BATCHES).await;
+    ledger.submit(request(), None).await.unwrap();
+    database
+        .psql(&format!(
+            "INSERT INTO job SELECT (made).* FROM (
+                 SELECT jsonb_populate_record(job, jsonb_build_object('id', gen_random_uuid()::text)) AS made
+                 FROM job, generate_series(1, {DEAD})) AS more;
+             DELETE FROM job"
+        ))
+        .unwrap();
+    let read = || -> (i64, i64) {
+        let told = database
+            .psql(
+                "SELECT sum(idx_tup_read), sum(idx_scan) FROM pg_stat_user_indexes WHERE indexrelname = 'job_pkey'",
+            )
+            .unwrap();
+        let (tuples, scans) = told.trim().split_once('|').unwrap();
+        (tuples.parse().unwrap(), scans.parse().unwrap())
+    };
+    let (before, _) = read();
+    work(BATCHES).await;
+    drop(ledger);
+    // The server counts a session's work once that has ended.
+    wait_until("its work is counted", Duration::from_secs(30), || {
+        read().1 >= 4 * (BATCHES * BATCH) as i64
+    })
+    .unwrap();
+    let (after, _) = read();
+    assert!(
+        after - before < DEAD,
+        "{} entries were read",
+        after - before
+    );
 }

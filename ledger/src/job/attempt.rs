@@ -53,7 +53,7 @@ impl Ledger {
         if !rows.is_empty() {
             let sql = format!(
                 "UPDATE job SET lease_until = $2, progress = COALESCE(vprogress, progress)
-                 FROM {} v WHERE id = vid AND token = vtoken AND state = 1
+                 FROM {} v WHERE id = vid {} AND token = vtoken AND state = 1
                  RETURNING id, token, cancel",
                 transaction.dialect.rows(
                     1,
@@ -62,7 +62,8 @@ impl Ledger {
                         ("vtoken", Column::Number),
                         ("vprogress", Column::Text)
                     ]
-                )
+                ),
+                transaction.dialect.looked_up(1, "vid"),
             );
             let values = [V::S(json_text(&rows)?), V::N(now.plus(lease).micros())];
             for row in transaction.rows(sql, &values).await? {

@@ -98,10 +98,11 @@ pub(super) async fn finish(
         // One way to the server and one look at each row instead of three.
         let moved = format!(
             "WITH ends AS (SELECT * FROM {source} v),
-                  gone AS (DELETE FROM job USING ends WHERE id = vid RETURNING job.*, ends.*),
+                  gone AS (DELETE FROM job USING ends WHERE id = vid {looked_up} RETURNING job.*, ends.*),
                   forgotten AS (DELETE FROM checkpoint WHERE job = ANY (ARRAY(SELECT vid FROM ends)))
              {}",
-            into_history(dialect, "gone ORDER BY vseq", &columns)
+            into_history(dialect, "gone ORDER BY vseq", &columns),
+            looked_up = dialect.looked_up(1, "vid"),
         );
         transaction.execute(moved, &values).await?;
         return Ok(());

@@ -478,7 +478,10 @@ impl Ledger {
                 .rows(1, &[("vid", Column::Text), ("vholds", Column::Text)]);
             transaction
                 .execute(
-                    format!("UPDATE job SET holds = vholds FROM {source} v WHERE id = vid"),
+                    format!(
+                        "UPDATE job SET holds = vholds FROM {source} v WHERE id = vid {}",
+                        transaction.dialect.looked_up(1, "vid")
+                    ),
                     &[V::S(json_text(&changes)?)],
                 )
                 .await?;

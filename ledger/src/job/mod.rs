@@ -51,10 +51,10 @@ const STANDS: &str = "(SELECT r.job FROM resource r WHERE r.name = j.parked_at) 
     (SELECT r.kind FROM resource r WHERE r.name = j.parked_at) AS holder_kind, \
     CASE WHEN j.lane = 0 AND j.state = 0 THEN (SELECT COUNT(*) FROM (SELECT a.id FROM job a \
         WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.line = j.line AND a.tenant = j.tenant AND a.state = 0 \
-          AND (a.rank, a.id) < (j.rank, j.id) LIMIT 100) c) ELSE 0 END AS ahead, \
+          AND (a.rank, a.id || '') < (j.rank, j.id || '') LIMIT 100) c) ELSE 0 END AS ahead, \
     CASE WHEN j.lane = 0 AND j.state = 0 THEN (SELECT a.id FROM job a \
         WHERE a.slot = j.slot AND a.kind = j.kind AND a.lane = 0 AND a.line = j.line AND a.tenant = j.tenant AND a.state = 0 \
-        ORDER BY a.rank, a.id LIMIT 1) END AS first";
+        ORDER BY a.rank, a.id || '' LIMIT 1) END AS first";
 
 /// The same of an ended job.
 const STOOD: &str = "CAST(NULL AS TEXT) AS holder, CAST(NULL AS TEXT) AS holder_kind, \

@@ -273,7 +273,7 @@ async fn read_lines(
         "SELECT j.id, j.rank FROM job j
          WHERE j.slot = l.slot AND j.kind = l.kind AND j.lane = 0 AND j.line = l.line AND j.tenant = l.tenant
            AND j.state = 0 AND NOT (j.id {})
-         ORDER BY j.rank, j.id LIMIT $3",
+         ORDER BY j.rank, j.id || '' LIMIT $3",
         dialect.among(2)
     );
     let sql = format!(

@@ -14,19 +14,20 @@ use fettler_fault_points::{Point, reached};
 use fettler_model::{
     AttemptOutcome, ExclusionClass, JobId, JobState, Priority, Scope, SlotClass, Timestamp,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     CLAIMABLE, COMMON, Completion, LIVE, Row, Submission,
     claim::MAX_CLAIM,
     finish::{EndColumns, into_history},
+    id_list,
     limits::{self, LIMIT},
     queued::{self, queued_job},
     submit::{insert_sql, rows_of},
 };
 use crate::{
     ClaimRequest, Claimed, Ending, Fencing, Readied, Result, codes,
-    dialect::{Column, Dialect},
+    dialect::Dialect,
     ledger::Shared,
     row::{Fields, json_text},
     store::V,
@@ -89,12 +90,8 @@ pub(super) async fn claim(shared: &Shared, request: &ClaimRequest, ids: &[JobId]
     // slot.
     ids.sort_unstable();
     ids.dedup();
-    let rows: Vec<Value> = ids
-        .iter()
-        .map(|id| json!({"vid": id, "vrandom": rand::random::<u32>()}))
-        .collect();
     let values = [
-        V::S(json_text(&rows)?),
+        V::S(id_list(ids)),
         V::T(&request.worker),
         V::N(lease),
         V::S(json_text(&request.kinds)?),
@@ -125,20 +122,21 @@ pub(super) async fn claim(shared: &Shared, request: &ClaimRequest, ids: &[JobId]
 /// The statement of [`claim`]. Without limits it claims only where there are none. With them it takes a slot of each limit that
 /// counts a job, and claims all that it finds or, where one of the limits has not room for all of them, nothing.
 ///
-/// Rows are found by their ids, whatever the planner thinks of the other indexes.
+/// Rows are found by their ids, whatever the planner thinks of the other indexes, and nothing that was given is joined with
+/// them: by statistics of a time when the table was small, a join reads a whole index with all that is dead in it.
 fn claim_sql(dialect: Dialect, with_limits: bool) -> String {
-    let given = dialect.rows(1, &[("vid", Column::Text), ("vrandom", Column::Number)]);
     let plain = format!(
-        "id = vid AND {CLAIMABLE} AND +slot = {short} AND kind || '' {kinds} AND line || '' = '' AND exclusion = {free}
+        "id {among} AND {CLAIMABLE} AND +slot = {short} AND kind || '' {kinds} AND line || '' = '' AND exclusion = {free}
          AND deadline IS NULL AND (terms IS NULL OR terms NOT LIKE '%\"window\"%') AND NOT EXISTS (SELECT 1 FROM pause)",
+        among = dialect.among(1),
         kinds = dialect.among(4),
         short = codes::slot(SlotClass::Short),
         free = codes::exclusion(ExclusionClass::Free),
     );
     let update = |holds: &str| {
         format!(
-            "UPDATE job SET state = 1, token = (((token >> 32) + 1) << 32) | vrandom, worker = $2, started = {now},
-                    lease_until = {now} + $3, holds = {holds}, progress = NULL",
+            "UPDATE job SET state = 1, token = (((token >> 32) + 1) << 32) | floor(random() * 4294967296)::bigint,
+                    worker = $2, started = {now}, lease_until = {now} + $3, holds = {holds}, progress = NULL",
             now = dialect.clock().unwrap_or_default(),
         )
     };
@@ -147,24 +145,24 @@ fn claim_sql(dialect: Dialect, with_limits: bool) -> String {
     );
     if !with_limits {
         return format!(
-            "{} FROM {given} v WHERE {plain} AND NOT EXISTS (SELECT 1 FROM job_limit) {returning}",
+            "{} WHERE {plain} AND NOT EXISTS (SELECT 1 FROM job_limit) {returning}",
             update("NULL"),
         );
     }
     format!(
         "WITH found AS MATERIALIZED (
-             SELECT id AS fid, tenant AS ftenant, kind AS fkind, vrandom FROM {given} v JOIN job ON {plain}
-             WHERE database_id IS NULL
-                OR NOT EXISTS (SELECT 1 FROM job_limit WHERE name LIKE 'database/%' OR name LIKE 'server/%')
+             SELECT id AS fid, tenant AS ftenant, kind AS fkind FROM job
+             WHERE {plain} AND (database_id IS NULL
+                OR NOT EXISTS (SELECT 1 FROM job_limit WHERE name LIKE 'database/%' OR name LIKE 'server/%'))
              ORDER BY fid FOR UPDATE OF job SKIP LOCKED),
          counted AS MATERIALIZED (
-             SELECT fid, vrandom,
-                    (SELECT string_agg('{LIMIT}' || name, E'\\n' ORDER BY name) FROM job_limit
+             SELECT fid,
+                    (SELECT string_agg('{LIMIT}' || name, E'\n' ORDER BY name) FROM job_limit
                      WHERE name IN ('{class}', 'kind/' || fkind, 'tenant/' || ftenant)) AS fholds
              FROM found),
          wanted AS MATERIALIZED (
              SELECT substr(held, {from}) AS wname, count(*) AS slots
-             FROM counted CROSS JOIN LATERAL unnest(string_to_array(fholds, E'\\n')) held GROUP BY 1),
+             FROM counted CROSS JOIN LATERAL unnest(string_to_array(fholds, E'\n')) held GROUP BY 1),
          locked AS MATERIALIZED (
              SELECT name AS lname, most - running AS free FROM job_limit
              WHERE name IN (SELECT wname FROM wanted) ORDER BY name FOR UPDATE),
@@ -172,8 +170,8 @@ fn claim_sql(dialect: Dialect, with_limits: bool) -> String {
              SELECT COALESCE(bool_and(free >= slots), TRUE) AND count(*) = (SELECT count(*) FROM wanted) AS enough
              FROM wanted JOIN locked ON lname = wname),
          taken AS (UPDATE job_limit SET running = running + slots FROM wanted, room WHERE name = wname AND enough)
-         {} FROM counted, room WHERE id = fid AND enough {returning}",
-        update("fholds"),
+         {} WHERE id = ANY (ARRAY(SELECT fid FROM counted)) AND (SELECT enough FROM room) {returning}",
+        update("(SELECT jsonb_object_agg(fid, fholds) FROM counted) ->> id"),
         class = Scope::Class(SlotClass::Short),
         from = LIMIT.len() + 1,
     )
@@ -183,27 +181,22 @@ fn claim_sql(dialect: Dialect, with_limits: bool) -> String {
 /// slots of their limits. Says which.
 pub(super) async fn succeed(shared: &Shared, batch: &[Completion]) -> Result<HashSet<JobId>> {
     const DOING: &str = "ending an attempt";
-    let mut seen = HashSet::new();
-    let rows =
-        batch
-            .iter()
-            .filter_map(|completion| match &completion.ending {
-                Ending::Succeeded { result } if seen.insert(completion.fencing.job) => {
-                    let Fencing { job, token } = completion.fencing;
-                    Some(json_text(result).map(
-                        |result| json!({"vid": job, "vtoken": token.value(), "vresult": result}),
-                    ))
-                }
-                _ => None,
-            })
-            .collect::<Result<Vec<Value>>>()?;
-    if rows.is_empty() {
+    let mut ends = serde_json::Map::new();
+    for completion in batch {
+        if let Ending::Succeeded { result } = &completion.ending {
+            let Fencing { job, token } = completion.fencing;
+            // Where an attempt is ended twice, the first word counts.
+            ends.entry(job.to_string())
+                .or_insert(json!({"token": token.value(), "result": json_text(result)?}));
+        }
+    }
+    if ends.is_empty() {
         return Ok(HashSet::new());
     }
     let sql = succeed_sql(shared.store.dialect, shared.limits_seen.load(Relaxed));
     let changed = shared
         .store
-        .change(DOING, sql, &[V::S(json_text(&rows)?)])
+        .change(DOING, sql, &[V::S(json_text(&ends)?)])
         .await?;
     let (mut ended, mut freed) = (HashSet::new(), BTreeMap::new());
     for row in &changed {
@@ -232,14 +225,6 @@ pub(super) async fn succeed(shared: &Shared, batch: &[Completion]) -> Result<Has
 
 /// The statement of [`succeed`]: a row for each job, and with limits one for each limit that got slots back.
 fn succeed_sql(dialect: Dialect, with_limits: bool) -> String {
-    let given = dialect.rows(
-        1,
-        &[
-            ("vid", Column::Text),
-            ("vtoken", Column::Number),
-            ("vresult", Column::Text),
-        ],
-    );
     // A database's name begins with the one or the other (see `claim::record_name`).
     let held = if with_limits {
         "(holds IS NULL OR holds NOT LIKE '%record:%' AND holds NOT LIKE '%database:%')"
@@ -247,9 +232,10 @@ fn succeed_sql(dialect: Dialect, with_limits: bool) -> String {
         "holds IS NULL"
     };
     let gone = format!(
-        "WITH ends AS (SELECT * FROM {given} v ORDER BY vid),
-              gone AS (DELETE FROM job USING ends WHERE id = vid AND token = vtoken AND state = 1 AND {held}
-                       RETURNING job.*, ends.*),
+        "WITH given AS MATERIALIZED (SELECT $1::jsonb AS ends),
+              gone AS (DELETE FROM job WHERE id = ANY (ARRAY(SELECT jsonb_object_keys(ends) FROM given))
+                       AND token = ((SELECT ends FROM given) -> id ->> 'token')::bigint AND state = 1 AND {held}
+                       RETURNING job.*, (SELECT ends FROM given) -> id ->> 'result' AS vresult),
               forgotten AS (DELETE FROM checkpoint WHERE job = ANY (ARRAY(SELECT id FROM gone)))"
     );
     let into_history = into_history(

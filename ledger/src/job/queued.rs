@@ -21,26 +21,59 @@ impl Ledger {
     ///
     /// When the ledger is away.
     pub async fn queued_lines(&self) -> Result<Vec<QueuedLine>> {
+        let mut lines = Vec::new();
+        let (mut slot, mut kind) = (i64::MIN, String::new());
+        while let Some((next_slot, next_kind)) = self.next_kind(slot, &kind).await? {
+            (slot, kind) = (next_slot, next_kind);
+            let (mut line, mut tenant) = (String::new(), String::new());
+            while let Some(next) = self.next_line(slot, &kind, &line, &tenant).await? {
+                (line, tenant) = (next.line.clone(), next.tenant.to_string());
+                lines.push(next);
+            }
+        }
+        Ok(lines)
+    }
+
+    /// The first slot class and kind behind these of which there are jobs. This and [`Self::next_line`] step over what lies
+    /// between in the index `job_turns`: what they cost depends on how many lines there are, not on how many jobs wait in them.
+    async fn next_kind(&self, slot: i64, kind: &str) -> Result<Option<(i64, String)>> {
         let rows = self
             .inner
             .store
             .read(
                 DOING,
-                "SELECT DISTINCT slot, kind, line, tenant FROM job WHERE lane = 0 AND state = 0 ORDER BY slot, kind, line, tenant",
-                &[],
+                "SELECT slot, kind FROM job WHERE (slot, kind) > ($1, $2) ORDER BY slot, kind LIMIT 1",
+                &[V::N(slot), V::T(kind)],
             )
             .await?;
-        rows.iter()
+        rows.first()
             .map(|row| {
                 let fields = Fields::of(row, DOING);
-                Ok(QueuedLine {
-                    slot: fields.code("slot", codes::slot_of)?,
-                    kind: fields.parsed("kind")?,
-                    line: fields.text("line")?,
-                    tenant: fields.parsed("tenant")?,
-                })
+                Ok((fields.number("slot")?, fields.text("kind")?))
             })
-            .collect()
+            .transpose()
+    }
+
+    /// The first line of this slot class and kind behind this line and tenant in which a job can be claimed.
+    async fn next_line(
+        &self,
+        slot: i64,
+        kind: &str,
+        line: &str,
+        tenant: &str,
+    ) -> Result<Option<QueuedLine>> {
+        let rows = self
+            .inner
+            .store
+            .read(
+                DOING,
+                "SELECT slot, kind, line, tenant FROM job
+                 WHERE slot = $1 AND kind = $2 AND lane = 0 AND (line, tenant) > ($3, $4) AND state = 0
+                 ORDER BY line, tenant LIMIT 1",
+                &[V::N(slot), V::T(kind), V::T(line), V::T(tenant)],
+            )
+            .await?;
+        rows.first().map(queued_line).transpose()
     }
 
     /// A page of the claimable jobs of one line, in the order of claims, after the job of this rank and id.
@@ -60,8 +93,8 @@ impl Ledger {
         });
         let sql = format!(
             "SELECT {COLUMNS} FROM job
-             WHERE slot = $1 AND kind = $2 AND lane = 0 AND line = $6 AND tenant = $3 AND (rank, id) > ($4, $5) AND state = 0
-             ORDER BY rank, id LIMIT {}",
+             WHERE slot = $1 AND kind = $2 AND lane = 0 AND line = $6 AND tenant = $3 AND (rank, id || '') > ($4, $5) AND state = 0
+             ORDER BY rank, id || '' LIMIT {}",
             limit.min(MAX_PAGE)
         );
         let values = [
@@ -115,6 +148,16 @@ impl Ledger {
         known.extend(self.queued_among(&named).await?);
         Ok(known)
     }
+}
+
+fn queued_line(row: &AnyRow) -> Result<QueuedLine> {
+    let fields = Fields::of(row, DOING);
+    Ok(QueuedLine {
+        slot: fields.code("slot", codes::slot_of)?,
+        kind: fields.parsed("kind")?,
+        line: fields.text("line")?,
+        tenant: fields.parsed("tenant")?,
+    })
 }
 
 /// Reads [`COLUMNS`].

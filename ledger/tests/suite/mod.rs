@@ -2,8 +2,11 @@
 //! for a condition.
 
 mod access;
+mod baselines;
+mod findings;
 mod limits;
 mod place;
+mod tuning;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,6 +15,7 @@ use std::{
 };
 
 pub use access::*;
+pub use baselines::*;
 use fettler_ledger::{
     BackupFilter, Beat, BeatAnswer, CancelOutcome, ClaimRequest, Claimed, DatabaseChange,
     DatabaseRecord, DatabaseTerms, Ended, Ending, EventPosition, Fencing, Idempotency,
@@ -24,9 +28,11 @@ use fettler_model::{
     Priority, Problem, Progress, ProofFacts, ProofVerdict, SecretReference, SlotClass, TenantId,
     TickOutcome, Timestamp, WaitReason,
 };
+pub use findings::*;
 pub use limits::*;
 pub use place::Place;
 use serde_json::json;
+pub use tuning::*;
 
 /// A lease that a test can wait out.
 const SHORT: Duration = Duration::from_millis(60);
