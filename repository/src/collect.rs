@@ -315,6 +315,7 @@ impl<'a> Collection<'a> {
         self.report.needed_objects = needs.objects.len() as u64;
         let waiting = self.second_phase(&needs, &unneeded).await?;
         self.first_phase(&needs, &unneeded, &waiting).await?;
+        self.logs().await?;
         self.tidy(&needs, &stored).await?;
         Ok(self.report.clone())
     }
@@ -575,6 +576,22 @@ impl<'a> Collection<'a> {
         Ok(())
     }
 
+    /// Deletes the changes that no backup needs any more.
+    async fn logs(&mut self) -> Result<(), RepositoryError> {
+        let is_trial = self.lock.is_none();
+        if !is_trial {
+            self.may_go_on().await?;
+        }
+        let (objects, bytes) = self
+            .tenant
+            .prune_logs(self.now, self.options.grace, is_trial)
+            .await
+            .map_err(stopped)?;
+        self.report.deleted_objects += objects;
+        self.report.deleted_bytes += bytes;
+        Ok(())
+    }
+
     /// Removes what is left of things that are over: segments and damage records of what is gone, records
     /// that nobody can need any more, files that a crash left half-written.
     async fn tidy(
@@ -634,7 +651,7 @@ impl<'a> Collection<'a> {
     }
 
     fn is_old(&self, written: Timestamp) -> bool {
-        self.now.since(written) >= self.options.grace && self.now >= written
+        is_old(self.now, self.options.grace, written)
     }
 
     /// Asked before each durable effect: stop, fence, and whether the lock still is this collection's.
@@ -661,6 +678,11 @@ impl<'a> Collection<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether what was written then is older than the grace.
+pub(crate) fn is_old(now: Timestamp, grace: Duration, written: Timestamp) -> bool {
+    now.since(written) >= grace && now >= written
 }
 
 impl Needs {

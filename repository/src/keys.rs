@@ -105,6 +105,14 @@ impl TenantKeys {
         ObjectName(*blake3::keyed_hash(&self.names, backup.uuid().as_bytes()).as_bytes())
     }
 
+    /// The name of the folder of a database's log.
+    pub(crate) fn log_name(&self, database: &str) -> ObjectName {
+        let mut hasher = blake3::Hasher::new_keyed(&self.names);
+        hasher.update(b"change log of ");
+        hasher.update(database.as_bytes());
+        ObjectName(*hasher.finalize().as_bytes())
+    }
+
     /// The key of row fingerprints (rule 28).
     pub(crate) fn fingerprint_key(&self) -> [u8; 32] {
         *self.fingerprints

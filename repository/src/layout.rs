@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     Marks = 10,
     /// Who collects.
     Lock = 11,
+    /// Changes of a database.
+    Log = 12,
 }
 
 impl Kind {
@@ -64,6 +66,7 @@ impl Kind {
             Self::Damage => "damage",
             Self::Marks => "marks",
             Self::Lock => "locks",
+            Self::Log => "logs",
         }
     }
 }
@@ -185,6 +188,16 @@ impl TenantFolder {
             hex::encode(self.0),
             Kind::Segment.folder()
         ))
+    }
+
+    /// The folder of a database's log.
+    pub(crate) fn log(self, log: ObjectName) -> Path {
+        Path::from(format!("{}/{log}", self.folder(Kind::Log)))
+    }
+
+    /// An object of a log.
+    pub(crate) fn log_object(self, log: ObjectName, name: ObjectName) -> Path {
+        Path::from(format!("{}/{name}", self.log(log)))
     }
 
     /// The object that says whose folder this is.

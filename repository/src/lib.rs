@@ -7,6 +7,7 @@
 
 mod announce;
 mod backups;
+mod change_log;
 mod chunker;
 mod collect;
 mod cpu;
@@ -27,6 +28,7 @@ mod tenant;
 mod verify;
 mod writer;
 
+pub use change_log::{ChangeLog, LogEntry, LogPart};
 pub use collect::{CollectOptions, CollectReport};
 pub use cpu::CpuPool;
 pub use error::{Damage, RepositoryError};

@@ -277,6 +277,9 @@ impl TenantRepository {
         let chosen = look.choose(read_percent);
         (report.packs_read, report.bytes_read) = look.read(chosen, None, progress, stop).await?;
         report.damaged = look.finish().await?;
+        let (damaged_logs, bytes) = self.check_logs(read_percent.is_some(), progress).await?;
+        report.damaged.extend(damaged_logs);
+        report.bytes_read += bytes;
         let damaged = self.names(Kind::Damage).await?;
         report.incomplete = manifests
             .iter()
