@@ -11,6 +11,7 @@ use crate::{
     data::{
         DatabaseData, GrantData, MaterializedView, RoleData, SequenceData, SettingData, TableData,
     },
+    extract::Shape,
     names::{literal, qualified},
     wire::{Row, Session},
 };
@@ -220,11 +221,16 @@ pub(crate) async fn tables(
         .map(|relation| {
             let columns = columns.remove(&relation.oid).unwrap_or_default();
             let binary = columns.iter().all(|(_, of_type)| types.is_binary(*of_type));
+            let shapes: Option<Vec<Shape>> = columns
+                .iter()
+                .map(|(_, of_type)| types.shape(*of_type))
+                .collect();
             TableData {
                 oid: relation.oid,
                 schema: relation.schema.clone(),
                 name: relation.name.clone(),
                 columns: columns.into_iter().map(|(name, _)| name).collect(),
+                shapes: shapes.filter(|_| binary).unwrap_or_default(),
                 rows_as: if binary { Format::Binary } else { Format::Text },
                 condition: relation.condition.clone(),
                 through: through.get(&relation.oid).cloned(),
@@ -360,7 +366,7 @@ impl Types {
                         EXISTS (SELECT FROM pg_type e WHERE e.oid = t.typelem AND e.typarray = t.oid), t.typelem,
                         t.typbasetype,
                         COALESCE((SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = t.oid {multirange}), 0),
-                        CASE WHEN t.typtype = 'c' THEN (SELECT string_agg(a.atttypid::text, ',')
+                        CASE WHEN t.typtype = 'c' THEN (SELECT string_agg(a.atttypid::text, ',' ORDER BY a.attnum)
                             FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) END
                      FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
                      WHERE t.oid = ANY ('{{{}}}'::oid[])",
@@ -408,6 +414,31 @@ impl Types {
             'b' if facts.built_in && BINARY_TYPES.contains(&facts.name.as_str()) => true,
             'b' if facts.is_array => inner(facts.element),
             _ => false,
+        }
+    }
+
+    /// What values of a type are made of; nothing for what is not copied in binary.
+    fn shape(&self, oid: u32) -> Option<Shape> {
+        let facts = self.0.get(&oid)?;
+        let shape = |oid: u32| self.shape(oid).map(Box::new);
+        match facts.kind {
+            'e' => Some(Shape::Enum),
+            'd' => self.shape(facts.base),
+            'r' => Some(Shape::Range(shape(facts.subtype)?)),
+            'm' => Some(Shape::Multirange(shape(facts.subtype)?)),
+            'c' => {
+                let fields: Option<Vec<Shape>> = facts
+                    .fields
+                    .iter()
+                    .map(|field| self.shape(*field))
+                    .collect();
+                fields.map(Shape::Composite)
+            }
+            'b' if facts.built_in && BINARY_TYPES.contains(&facts.name.as_str()) => {
+                Some(Shape::Plain(facts.name.clone()))
+            }
+            'b' if facts.is_array => Some(Shape::Array(shape(facts.element)?)),
+            _ => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fettler_engine::{BackupReport, EngineError};
 use serde::{Deserialize, Serialize};
 
-use crate::{copy::Format, names};
+use crate::{copy::Format, extract::Shape, names};
 
 /// The newest form of [`BackupData`] that this code reads.
 pub(crate) const DATA_FORMAT: u32 = 1;
@@ -124,6 +124,10 @@ pub(crate) struct TableData {
     pub(crate) name: String,
     /// The columns that are copied, in this order.
     pub(crate) columns: Vec<String>,
+    /// What the values of these columns are made of, where rows are copied in binary; backups of versions that did not
+    /// write tables into files have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) shapes: Vec<Shape>,
     pub(crate) rows_as: Format,
     /// For an extension's configuration table: which rows are the user's, as `WHERE …`.
     #[serde(default, skip_serializing_if = "String::is_empty")]

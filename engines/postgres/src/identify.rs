@@ -7,7 +7,8 @@ use crate::{
     PostgresEngine,
     catalogue::{self, Relation, ServerFacts},
     connect::connect,
-    names::{display_name, qualified, quote_ident},
+    grants,
+    names::{display_name, quote_ident},
     params::Params,
     wire::Session,
 };
@@ -127,19 +128,17 @@ impl MissingRights {
         for row in &rows {
             let (schema, name) = (row.text(0)?, row.text(1)?);
             row.text(6)?.clone_into(&mut missing.role);
-            let role = quote_ident(&missing.role);
             if !row.flag(3)? {
-                let grant = format!("GRANT USAGE ON SCHEMA {} TO {role}", quote_ident(schema));
+                let grant = grants::use_schema(schema, &missing.role);
                 if !missing.grants.contains(&grant) {
                     missing.grants.push(grant);
                 }
             }
             if !row.flag(4)? {
                 let kind = if row.text(2)? == "S" { "SEQUENCE " } else { "" };
-                missing.grants.push(format!(
-                    "GRANT SELECT ON {kind}{} TO {role}",
-                    qualified(schema, name)
-                ));
+                missing
+                    .grants
+                    .push(grants::read_one(kind, schema, name, &missing.role));
             }
             if row.flag(5)? {
                 missing.hidden_rows.push(display_name(schema, name));
@@ -156,8 +155,9 @@ impl MissingRights {
                 code: "permission",
                 what: format!("the role {role} may not read everything in the database"),
                 remedy: format!(
-                    "{}; or, from version 14 on, GRANT pg_read_all_data TO {role}",
-                    shortened(&self.grants, "; ")
+                    "{}; or, from version 14 on, {}",
+                    shortened(&self.grants, "; "),
+                    grants::read_everything(&self.role)
                 ),
             });
         }
@@ -169,7 +169,8 @@ impl MissingRights {
                     shortened(&self.hidden_rows, ", ")
                 ),
                 remedy: format!(
-                    "ALTER ROLE {role} BYPASSRLS, or leave these tables out with --exclude"
+                    "{}, or leave these tables out with --exclude",
+                    grants::see_all_rows(&self.role)
                 ),
             });
         }
@@ -273,7 +274,10 @@ pub(crate) async fn preflight(
             "roles",
             Missing,
             "the role may not read pg_authid: roles are kept without their passwords".to_owned(),
-            "use a superuser for backups where passwords must come back",
+            &format!(
+                "{}, or use a superuser, where passwords must come back",
+                grants::read_everything(&params.user)
+            ),
         );
     }
     session
@@ -309,8 +313,8 @@ pub(crate) async fn preflight(
             "read the primary where these rows are wanted",
         );
     }
-    for item in large_objects(&mut session, &server).await? {
-        say("large objects", item.0, item.1, item.2);
+    for item in large_objects(&mut session, &server, &params.user).await? {
+        say("large objects", item.0, item.1, &item.2);
     }
     let large = large_values(&mut session, &server, options).await?;
     if !large.is_empty() {
@@ -340,7 +344,8 @@ pub(crate) async fn can_read_passwords(session: &mut Session) -> Result<bool, En
 async fn large_objects(
     session: &mut Session,
     server: &ServerFacts,
-) -> Result<Vec<(PreflightLevel, String, &'static str)>, EngineError> {
+    role: &str,
+) -> Result<Vec<(PreflightLevel, String, String)>, EngineError> {
     let count: u64 = session
         .one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata")
         .await
@@ -364,13 +369,16 @@ async fn large_objects(
         vec![(
             PreflightLevel::Stops,
             format!("{unreadable} of {count} large objects may not be read"),
-            "GRANT SELECT ON pg_catalog.pg_largeobject TO the role (as a superuser), or GRANT SELECT ON LARGE OBJECT for each",
+            format!(
+                "{} (as a superuser), or GRANT SELECT ON LARGE OBJECT for each",
+                grants::read_large_objects(role)
+            ),
         )]
     } else {
         vec![(
             PreflightLevel::Fine,
             format!("{count} large objects can be read"),
-            "",
+            String::new(),
         )]
     })
 }

@@ -3,23 +3,29 @@
 //!
 //! Everything that surprises about it stands where it is handled. The parts, in the order of a backup's life:
 //! [`params`] and [`connect`] log in, [`wire`] is a session, [`identify`] asks who is there and what is allowed, [`backup`]
-//! reads, [`restore`] puts back, [`sandbox`] makes a server for a proof, [`facts`] reads a copy for comparison, and [`large_values`] says how
+//! reads, [`restore`] puts back, [`sandbox`] makes a server for a proof, [`facts`] reads a copy for comparison, [`extract`] writes a table into a file, and [`large_values`] says how
 //! values of hundreds of megabytes get in and out of it.
 
+mod ask;
 mod backup;
 mod catalogue;
+mod cleanup;
 mod compared;
 mod connect;
+mod copied;
 mod copy;
 mod data;
 mod error;
+mod extract;
 mod facts;
+mod grants;
 mod identify;
 mod large_objects;
 mod large_values;
 mod load;
 mod names;
 mod params;
+mod probe;
 mod restore;
 mod sandbox;
 mod schema;
@@ -27,17 +33,21 @@ mod sessions;
 mod tls;
 mod tools;
 mod wire;
+mod workbench;
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use fettler_engine::{
-    Artefact, BackupOptions, BackupReport, DatabaseEngine, EngineContext, EngineError, Identity,
-    PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, StreamSink,
-    StreamSource, Target,
+    Answers, Artefact, AttemptName, BackupOptions, BackupReport, DatabaseEngine, EngineContext,
+    EngineError, ExtractFormat, ExtractReport, Extraction, GrantRequest, Grants, Identity,
+    LatencyProbe, PreflightItem, Question, RestoreOptions, RestoreReport, Sandbox, SandboxRequest,
+    StreamSink, StreamSource, Target, Workbench, chosen_format,
 };
 use fettler_model::{Engine, ObjectFacts, ServerLoad};
 use params::Params;
+use tokio::io::AsyncWrite;
+use tokio_util::sync::CancellationToken;
 use tools::Tools;
 
 /// The engine for PostgreSQL 10 and later.
@@ -97,6 +107,31 @@ impl DatabaseEngine for PostgresEngine {
 
     async fn load(&self, target: &Target) -> Result<ServerLoad, EngineError> {
         load::load(target).await
+    }
+
+    async fn ask(
+        &self,
+        target: &Target,
+        questions: &[Question],
+        stop: &CancellationToken,
+    ) -> Result<Answers, EngineError> {
+        ask::ask(target, questions, stop).await
+    }
+
+    fn cleanup(&self) -> Option<&dyn fettler_engine::Cleanup> {
+        Some(self)
+    }
+
+    async fn workbench(
+        &self,
+        target: &Target,
+        name: &AttemptName,
+    ) -> Result<Box<dyn Workbench>, EngineError> {
+        workbench::open(target, name).await
+    }
+
+    fn grants(&self, request: &GrantRequest<'_>) -> Result<Grants, EngineError> {
+        grants::grants(request)
     }
 
     async fn preflight(
@@ -161,6 +196,41 @@ impl DatabaseEngine for PostgresEngine {
         let answer = facts::facts(self, context, copy, expected).await;
         sessions::end_own_after_failure(copy, context, &answer).await;
         answer
+    }
+
+    fn chosen(
+        &self,
+        report: &BackupReport,
+        only: &[String],
+    ) -> Result<Vec<ObjectFacts>, EngineError> {
+        copied::chosen(report, only)
+    }
+
+    fn has_place_of_its_own(&self) -> bool {
+        true
+    }
+
+    async fn latency_probe(
+        &self,
+        target: &Target,
+    ) -> Result<Option<Box<dyn LatencyProbe>>, EngineError> {
+        probe::probe(target).await
+    }
+
+    fn extract_formats(&self) -> &'static [ExtractFormat] {
+        &extract::FORMATS
+    }
+
+    async fn extract(
+        &self,
+        context: &EngineContext,
+        backup: &dyn StreamSource,
+        report: &BackupReport,
+        what: &Extraction,
+        out: &mut (dyn AsyncWrite + Send + Unpin),
+    ) -> Result<ExtractReport, EngineError> {
+        chosen_format(self.engine(), self.extract_formats(), Some(what.format))?;
+        extract::extract(context, backup, report, what, out).await
     }
 
     async fn free_bytes(&self, target: &Target) -> Result<Option<u64>, EngineError> {

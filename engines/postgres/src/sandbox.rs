@@ -465,7 +465,7 @@ async fn open_shared(
                 "the role {} may not create a database for a proof",
                 quote_ident(&params.user)
             ),
-            remedy: format!("ALTER ROLE {} CREATEDB", quote_ident(&params.user)),
+            remedy: crate::grants::make_databases(&params.user),
         });
     }
     if let Some(free) = engine.free_bytes_at(&params).await? {

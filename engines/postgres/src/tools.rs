@@ -197,8 +197,10 @@ impl Ended {
             return EngineError::Missing {
                 code: "permission",
                 what: format!("{program} may not read everything: {said}"),
-                remedy: "GRANT USAGE on the schema and SELECT on the table that it names to the role that Fettler logs in as, or GRANT pg_read_all_data to it"
-                    .to_owned(),
+                remedy: format!(
+                    "GRANT USAGE on the schema and SELECT on the table that it names to the role that Fettler logs in as, or {}",
+                    crate::grants::read_everything("its name")
+                ),
             };
         }
         EngineError::Database {

@@ -30,6 +30,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 pub(crate) struct Row(Vec<Option<Bytes>>);
 
 impl Row {
+    /// How many columns it has.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The text of a column; null is an error.
     pub(crate) fn text(&self, column: usize) -> Result<&str, EngineError> {
         self.maybe(column)?

@@ -102,7 +102,7 @@ fn unreadable(path: &Path, what: &str) -> EngineError {
     EngineError::Missing {
         code: "file_permission",
         what: format!("{} may not be opened: {what}", path.display()),
-        remedy: "give the user that runs Fettler the right to read the file, and for a database in WAL mode to write in its folder".to_owned(),
+        remedy: crate::grants::READ_IT.to_owned(),
     }
 }
 

@@ -24,24 +24,33 @@
 //! The database file is only ever opened through SQLite: opening and closing it beside SQLite in the same
 //! process would drop SQLite's POSIX locks.
 
+mod ask;
+mod cleanup;
 mod connect;
+mod copied;
+mod extract;
 mod facts;
+mod files;
+mod grants;
 mod pages;
 mod place;
 mod restore;
 mod scan;
 mod snapshot;
 mod tables;
+mod workbench;
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use fettler_engine::{
-    Artefact, BackupOptions, BackupReport, DatabaseEngine, EngineContext, EngineError, Identity,
-    PreflightItem, RestoreOptions, RestoreReport, Sandbox, SandboxRequest, SandboxSpec, StreamSink,
-    StreamSource, Target, folder_of,
+    Answers, Artefact, AttemptName, BackupOptions, BackupReport, Cleanup, DatabaseEngine,
+    EngineContext, EngineError, ExtractFormat, ExtractReport, Extraction, GrantRequest, Grants,
+    Identity, PreflightItem, Question, RestoreOptions, RestoreReport, Sandbox, SandboxRequest,
+    SandboxSpec, StreamSink, StreamSource, Target, Workbench, chosen_format, folder_of,
 };
 use fettler_model::{DatabaseUrl, Engine, ObjectFacts};
+use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
 
 /// The one stream of a backup.
@@ -63,6 +72,29 @@ impl DatabaseEngine for SqliteEngine {
     async fn identify(&self, target: &Target) -> Result<Identity, EngineError> {
         let path = path_of(target)?;
         blocking(move || place::identify(&path)).await
+    }
+
+    async fn ask(
+        &self,
+        target: &Target,
+        questions: &[Question],
+        stop: &CancellationToken,
+    ) -> Result<Answers, EngineError> {
+        let path = path_of(target)?;
+        let (questions, stop) = (questions.to_vec(), stop.clone());
+        blocking(move || ask::ask(&path, &questions, &stop)).await
+    }
+
+    async fn workbench(
+        &self,
+        target: &Target,
+        _name: &AttemptName,
+    ) -> Result<Box<dyn Workbench>, EngineError> {
+        workbench::open(target).await
+    }
+
+    fn grants(&self, request: &GrantRequest<'_>) -> Result<Grants, EngineError> {
+        grants::grants(request)
     }
 
     async fn preflight(
@@ -174,6 +206,38 @@ impl DatabaseEngine for SqliteEngine {
         expected: &BackupReport,
     ) -> Result<Vec<ObjectFacts>, EngineError> {
         facts::of_copy(context, path_of(copy)?, expected).await
+    }
+
+    fn chosen(
+        &self,
+        report: &BackupReport,
+        only: &[String],
+    ) -> Result<Vec<ObjectFacts>, EngineError> {
+        copied::chosen(report, only)
+    }
+
+    fn has_place_of_its_own(&self) -> bool {
+        true
+    }
+
+    fn extract_formats(&self) -> &'static [ExtractFormat] {
+        &extract::FORMATS
+    }
+
+    async fn extract(
+        &self,
+        context: &EngineContext,
+        backup: &dyn StreamSource,
+        report: &BackupReport,
+        what: &Extraction,
+        out: &mut (dyn AsyncWrite + Send + Unpin),
+    ) -> Result<ExtractReport, EngineError> {
+        chosen_format(self.engine(), self.extract_formats(), Some(what.format))?;
+        extract::extract(context, backup, report, what, out).await
+    }
+
+    fn cleanup(&self) -> Option<&dyn Cleanup> {
+        Some(self)
     }
 
     async fn free_bytes(&self, target: &Target) -> Result<Option<u64>, EngineError> {

@@ -3,7 +3,8 @@
 //! The pages are written to a temporary file beside the target, which is checked and then renamed: the target
 //! is the whole database or what it was before. The temporary file is named after the attempt and recorded. A
 //! checkpoint says how much of it is durable; the next attempt takes the file over under its own name and
-//! goes on, after it has compared what is there with the backup.
+//! goes on, after it has compared what is there with the backup. Where only the renaming was left, it renames, or finds
+//! that this was done.
 
 use std::{
     fs::{self, File},
@@ -14,8 +15,8 @@ use std::{
 
 use bytes::Bytes;
 use fettler_engine::{
-    Artefact, BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport,
-    StreamSource, folder_of,
+    Artefact, BackupReport, Ending, EndingFile, EngineContext, EngineError, RestoreOptions,
+    RestoreReport, StreamSource, folder_of,
 };
 use fettler_model::Warning;
 use futures::StreamExt as _;
@@ -58,12 +59,15 @@ pub(crate) async fn whole(
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
     context.check_stop()?;
-    let data = EngineData::of(report)?;
-    let bytes_total = data.header.bytes();
     let target = blocking(move || resolved(target)).await?;
+    if let Some(done) = end_of_earlier(context, &target, options.overwrite).await? {
+        return Ok(done);
+    }
     let (looked_at, overwrite) = (target.clone(), options.overwrite);
     blocking(move || require_free(&looked_at, overwrite)).await?;
 
+    let data = EngineData::of(report)?;
+    let bytes_total = data.header.bytes();
     let part = part_path(context, &target);
     let durable = prepare(context, &part, &target, options.start_again, bytes_total).await?;
     let written = write_pages(context, backup, &part, &target, durable, bytes_total).await?;
@@ -76,11 +80,7 @@ pub(crate) async fn whole(
     let warnings = check_copy(context, &part, &data).await?;
     fettler_fault_points::reached(fettler_fault_points::Point::RestoreDataDone);
 
-    context.fence.check().await?;
-    let (from, to, overwrite) = (part.clone(), target.clone(), options.overwrite);
-    blocking(move || put_in_place(&from, &to, overwrite)).await?;
-    context.artefacts.removed(&file_artefact(&part)).await?;
-    Ok(RestoreReport {
+    let done = RestoreReport {
         bytes: written,
         rows: report
             .objects
@@ -90,7 +90,64 @@ pub(crate) async fn whole(
             .sum(),
         failed_statements: Vec::new(),
         warnings,
+    };
+    end(context, done, part, target, options.overwrite).await
+}
+
+/// Does what an earlier attempt has left of its end: nothing, or the renaming. Gives nothing where it did not come to its end.
+pub(crate) async fn end_of_earlier(
+    context: &EngineContext,
+    target: &Path,
+    overwrite: bool,
+) -> Result<Option<RestoreReport>, EngineError> {
+    let Some(Ending {
+        report,
+        file: Some(file),
+    }) = Ending::load(context).await?
+    else {
+        return Ok(None);
+    };
+    let (looked_at, part) = (target.to_path_buf(), file.part.clone());
+    let (is_done, can_be_done) =
+        blocking(move || Ok((file.is_at(&looked_at), file.is_at(&file.part)))).await?;
+    if is_done {
+        let place = target.to_path_buf();
+        blocking(move || place::sync_folder_of(&place)).await?;
+        context.artefacts.removed(&file_artefact(&part)).await?;
+        return Ok(Some(report));
+    }
+    if can_be_done {
+        return end(context, report, part, target.to_path_buf(), overwrite)
+            .await
+            .map(Some);
+    }
+    Ok(None)
+}
+
+/// Gives a file that is whole and durable its name.
+pub(crate) async fn end(
+    context: &EngineContext,
+    report: RestoreReport,
+    part: PathBuf,
+    target: PathBuf,
+    overwrite: bool,
+) -> Result<RestoreReport, EngineError> {
+    let path = part.clone();
+    let file = blocking(move || {
+        EndingFile::of(&path)
+            .map_err(|error| EngineError::local(format!("looking at {}", path.display()), error))
     })
+    .await?;
+    let ending = Ending {
+        report,
+        file: Some(file),
+    };
+    ending.save(context).await?;
+    context.fence.check().await?;
+    let from = part.clone();
+    blocking(move || put_in_place(&from, &target, overwrite)).await?;
+    context.artefacts.removed(&file_artefact(&part)).await?;
+    Ok(ending.report)
 }
 
 /// The temporary file of this attempt, beside the target so that it can be renamed.
@@ -363,7 +420,7 @@ async fn check_copy(
 
 /// Renames the temporary file to the target, and takes away what an older database left beside it: a WAL of
 /// another database would be applied to this one.
-pub(crate) fn put_in_place(part: &Path, target: &Path, overwrite: bool) -> Result<(), EngineError> {
+fn put_in_place(part: &Path, target: &Path, overwrite: bool) -> Result<(), EngineError> {
     require_free(target, overwrite)?;
     let _lock = retire(target)?;
     place::remove_side_files(target)?;

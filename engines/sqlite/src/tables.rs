@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use fettler_engine::{
-    BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource,
+    BackupReport, Ending, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource,
     Unrecorded,
 };
 use rusqlite::Connection;
+use tokio::runtime::Handle;
 
 use crate::{
     blocking, check,
@@ -59,6 +60,9 @@ pub(crate) async fn restore_some(
     target: PathBuf,
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
+    if let Some(done) = end_of_earlier(context, &target, options).await? {
+        return Ok(done);
+    }
     let data = EngineData::of(report)?;
     let whole = ScratchFile(
         context
@@ -108,44 +112,74 @@ pub(crate) async fn restore_some(
     let copying = {
         let (only, overwrite) = (options.only.clone(), options.overwrite);
         let (shown, from, halt) = (target.clone(), whole.0.clone(), halt.clone());
-        let progress = context.progress.clone();
+        let (context, handle) = (context.clone(), Handle::current());
         blocking(move || {
             let copy = Copy {
                 shown: &shown,
                 only: &only,
                 overwrite,
             };
-            let rows = copy.run(&mut connection, &from, &mut |table| {
-                progress.item(table);
+            let before_each = |table: &str| {
+                context.progress.item(table);
                 check(&halt)
-            })?;
+            };
+            // What is committed to a database that was there cannot be told from what was in it.
+            let before_commit = |rows| {
+                done.rows = rows;
+                let ending = Ending {
+                    report: done.clone(),
+                    file: None,
+                };
+                match exists {
+                    true => handle.block_on(ending.save(&context)),
+                    false => Ok(()),
+                }
+            };
+            copy.run(&mut connection, &from, before_each, before_commit)?;
             connection
                 .close()
                 .map_err(|(_, error)| refused(&shown, "closing", error))?;
-            Ok(rows)
+            Ok(done)
         })
         .await
     };
     context.check_stop()?;
-    done.rows = copying?;
-    if !exists {
-        context.fence.check().await?;
-        let (from, to) = (writes_to.clone(), target);
-        blocking(move || {
-            std::fs::File::open(&from)
-                .and_then(|file| file.sync_all())
-                .map_err(|error| {
-                    EngineError::local(format!("syncing {}", from.display()), error)
-                })?;
-            restore::put_in_place(&from, &to, false)
-        })
-        .await?;
-        context
-            .artefacts
-            .removed(&file_artefact(&writes_to))
-            .await?;
+    let done = copying?;
+    if exists {
+        return Ok(done);
     }
-    Ok(done)
+    let part = writes_to.clone();
+    blocking(move || {
+        std::fs::File::open(&part)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| EngineError::local(format!("syncing {}", part.display()), error))
+    })
+    .await?;
+    restore::end(context, done, writes_to, target, false).await
+}
+
+/// What an earlier attempt has done, where it came to its end: the file has its name, or the transaction was committed.
+async fn end_of_earlier(
+    context: &EngineContext,
+    target: &Path,
+    options: &RestoreOptions,
+) -> Result<Option<RestoreReport>, EngineError> {
+    let Some(ending) = Ending::load(context).await? else {
+        return Ok(None);
+    };
+    if ending.file.is_some() {
+        return restore::end_of_earlier(context, target, false).await;
+    }
+    let (target, only) = (target.to_path_buf(), options.only.clone());
+    let is_committed = blocking(move || {
+        let tables = open_shared(&target).and_then(|connection| {
+            scan::tables(&connection).map_err(|error| refused(&target, "reading", error))
+        })?;
+        Ok(tables.iter().any(|table| matches(&only, &table.name)))
+    })
+    .await?;
+    // What was to be overwritten was there before; doing it again gives the same.
+    Ok((is_committed && !options.overwrite).then_some(ending.report))
 }
 
 /// Gives a new file the settings that the source had.
@@ -169,13 +203,14 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Copies the tables and returns the number of rows.
+    /// Copies the tables, in one transaction. Before it is committed, the number of rows is told.
     fn run(
         &self,
         connection: &mut Connection,
         from: &Path,
-        before_each: &mut dyn FnMut(&str) -> Result<(), EngineError>,
-    ) -> Result<u64, EngineError> {
+        mut before_each: impl FnMut(&str) -> Result<(), EngineError>,
+        before_commit: impl FnOnce(u64) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         let asked = |error| refused(self.shown, "restoring tables into", error);
         let source = open_own(from)?;
         let tables: Vec<Table> = scan::tables(&source)
@@ -197,9 +232,9 @@ impl Copy<'_> {
             before_each(&table.name)?;
             rows += self.copy_table(&transaction, table)?;
         }
+        before_commit(rows)?;
         transaction.commit().map_err(asked)?;
-        connection.execute_batch("DETACH backup").map_err(asked)?;
-        Ok(rows)
+        connection.execute_batch("DETACH backup").map_err(asked)
     }
 
     /// Each pattern must mean something, and nothing that cannot be copied.

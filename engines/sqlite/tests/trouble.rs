@@ -24,6 +24,7 @@ const OVERWRITE: RestoreOptions = RestoreOptions {
     only: Vec::new(),
     overwrite: true,
     start_again: false,
+    still: false,
 };
 
 fn small(place: &Place) -> Connection {
@@ -365,6 +366,7 @@ async fn excluded_rows_are_left_out_down_to_their_bytes() {
                 &target(&place.path("shop.sqlite")),
                 &BackupOptions {
                     exclude: vec!["main.lo*".to_owned()],
+                    ..BackupOptions::default()
                 },
                 &sink,
             )
@@ -411,9 +413,10 @@ async fn some_tables_can_be_restored_alone() {
     let some = |only: &str, overwrite: bool| RestoreOptions {
         only: vec![only.to_owned()],
         overwrite,
-        start_again: false,
+        ..RestoreOptions::default()
     };
     let restore = async |name: &str, options: RestoreOptions| {
+        place.record.begin_job();
         place.restore(&sink.source(), &report, name, &options).await
     };
     let done = restore("new.sqlite", some("ord*", false)).await.unwrap();

@@ -21,7 +21,8 @@ mod select;
 use std::sync::atomic::Ordering::Relaxed;
 
 use fettler_engine::{
-    BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource, Target,
+    BackupReport, Ending, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource,
+    Target,
 };
 use fettler_model::Warning;
 use futures::StreamExt;
@@ -71,6 +72,11 @@ pub(crate) async fn restore(
 ) -> Result<RestoreReport, EngineError> {
     let data = BackupData::of(report)?;
     let params = Params::of(target)?;
+    if let Some(ending) = Ending::load(context).await?
+        && has_ended(context, &params).await?
+    {
+        return Ok(ending.report);
+    }
     let mut answer = RestoreReport::default();
     context.progress.begin("prepare", 0, 0);
     let tool = engine
@@ -239,9 +245,19 @@ pub(crate) async fn restore(
     context.progress.begin("finish", 0, 0);
     let with_properties = part.is_none() && kind != sandbox::Kind::Shared;
     let properties = with_properties.then_some(&data.database);
-    finish(context, &params, place, &guard, properties, &mut answer).await?;
-    note_missing_roles(&mut answer);
-    Ok(answer)
+    finish(context, &params, place, &guard, properties, answer).await
+}
+
+/// Whether a restore that came to its end has removed its marker.
+async fn has_ended(context: &EngineContext, params: &Params) -> Result<bool, EngineError> {
+    let Some(mut session) = place::connect_if_there(params, &context.attempt.to_string()).await?
+    else {
+        return Ok(false);
+    };
+    end_predecessors_on(&mut session, context).await?;
+    let content = place::examine(&mut session).await?;
+    session.close().await;
+    Ok(matches!(content, Content::Something(_)))
 }
 
 /// The restore's own role, for `pg_restore`.
@@ -723,8 +739,8 @@ async fn finish(
     mut place: Place,
     guard: &sandbox::Guard<'_>,
     properties: Option<&DatabaseData>,
-    answer: &mut RestoreReport,
-) -> Result<(), EngineError> {
+    mut answer: RestoreReport,
+) -> Result<RestoreReport, EngineError> {
     let name = context.attempt.to_string();
     let rows = place
         .session
@@ -739,6 +755,7 @@ async fn finish(
             place::give_properties(&mut place.session, &place.params.database, properties).await;
         answer.failed_statements.extend(failed);
     }
+    note_missing_roles(&mut answer);
     context.fence.check().await?;
     if let Some(old) = &place.replaces {
         place.session.close().await;
@@ -761,6 +778,11 @@ async fn finish(
         place.session = connect(target, &name).await?;
         place.params = target.clone();
     }
+    let ending = Ending {
+        report: answer,
+        file: None,
+    };
+    ending.save(context).await?;
     // In a private sandbox the marker belongs to the role that is no superuser.
     let mut session = connect(&guard.params(&place.params), &name).await?;
     keep_triggers_quiet(&mut session).await?;
@@ -772,7 +794,7 @@ async fn finish(
         .map_err(|error| error.doing("removing the marker of the restore"))?;
     session.close().await;
     place.session.close().await;
-    Ok(())
+    Ok(ending.report)
 }
 
 async fn rename(beside: &mut Session, from: &str, to: &str) -> Result<(), EngineError> {

@@ -12,6 +12,7 @@
 mod broken;
 mod common;
 mod everything;
+mod extract;
 mod load;
 mod login;
 mod measure;

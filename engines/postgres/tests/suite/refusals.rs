@@ -266,6 +266,7 @@ async fn rows_that_are_left_out_keep_their_definitions() {
         .unwrap();
     let options = BackupOptions {
         exclude: vec!["public.log_*".to_owned(), "nothing_like_it".to_owned()],
+        ..BackupOptions::default()
     };
     let sink = Memory::new();
     let report = engine

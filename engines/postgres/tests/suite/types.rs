@@ -7,7 +7,7 @@ use fettler_test_servers::{PgMajor, PostgresServer};
 use crate::common::{Attempt, back_up, engine_of_both, mismatches, restore, target};
 
 /// A type and values of it.
-const VALUES: [(&str, &[&str]); 64] = [
+pub const VALUES: [(&str, &[&str]); 64] = [
     ("bool", &["t", "f"]),
     ("bytea", &["\\x", "\\x00ff"]),
     ("\"char\"", &["", "x"]),
