@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     catalog::{self, Collection, Kind},
-    follow::{self, Follower, count},
+    changes::{history, number_of},
+    follow::{self, Follower, NOT_ONE_MOMENT, count},
     found,
     identify::{identity, require_readable},
     params::Params,
@@ -148,7 +149,7 @@ pub(crate) async fn backup(
         }
         None => {
             warnings.push(Warning {
-                code: "mongodb.not_one_moment".to_owned(),
+                code: NOT_ONE_MOMENT.to_owned(),
                 message: "the server has no oplog that could be read: each document is as it was when its turn came"
                     .to_owned(),
             });
@@ -219,6 +220,15 @@ pub(crate) async fn backup(
             "time": follower.moment.time,
             "increment": follower.moment.increment,
         });
+        // What was read of a part, or not all at one moment, is nothing to play changes on.
+        let is_one_moment = !follower
+            .warnings
+            .iter()
+            .any(|warning| warning.code == NOT_ONE_MOMENT);
+        if params.database.is_none() && options.exclude.is_empty() && is_one_moment {
+            position["history"] = history(&session).into();
+            position["since"] = start.map(number_of).into();
+        }
         let followed: Vec<(usize, (String, String))> = read
             .iter()
             .enumerate()

@@ -57,7 +57,7 @@ impl Kind {
         }
     }
 
-    fn of(kind: &str, options: &RawDocument) -> Self {
+    pub(crate) fn of(kind: &str, options: &RawDocument) -> Self {
         let has = |name: &str| matches!(options.get(name), Ok(Some(_)));
         if kind == "view" || has("viewOn") {
             Self::View

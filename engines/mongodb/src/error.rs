@@ -14,6 +14,7 @@ pub(crate) mod code {
     pub(crate) const AUTHENTICATION_FAILED: i32 = 18;
     pub(crate) const NAMESPACE_NOT_FOUND: i32 = 26;
     pub(crate) const CURSOR_NOT_FOUND: i32 = 43;
+    pub(crate) const CAPPED_POSITION_LOST: i32 = 136;
     pub(crate) const NAMESPACE_EXISTS: i32 = 48;
     pub(crate) const COMMAND_NOT_FOUND: i32 = 59;
     pub(crate) const NOT_IMPLEMENTED: i32 = 238;

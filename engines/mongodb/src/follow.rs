@@ -35,7 +35,9 @@ const MOST_ROUNDS: u32 = 40;
 /// Documents asked for at once.
 const IDS_A_FETCH: usize = 500;
 /// How often a count is tried that writes come between.
-const COUNT_TRIES: u32 = 25;
+const COUNT_TRIES: u32 = 100;
+/// The warning that not all is of one moment.
+pub(crate) const NOT_ONE_MOMENT: &str = "mongodb.not_one_moment";
 /// What is being done, for messages.
 const FOLLOWING: &str = "reading the oplog";
 
@@ -124,7 +126,7 @@ impl<'a> Follower<'a> {
         if left > 0 {
             self.fetch(session, None).await?;
             self.warnings.push(Warning {
-                code: "mongodb.not_one_moment".to_owned(),
+                code: NOT_ONE_MOMENT.to_owned(),
                 message: format!(
                     "{left} documents were written again and again, and are as they were a moment later than the rest"
                 ),
@@ -425,7 +427,7 @@ impl<'a> Follower<'a> {
         let mut at = self.moment;
         for (database, collection) in collections {
             let namespace = format!("{database}.{collection}");
-            let mut found = None;
+            let (mut found, mut last) = (None, None);
             for _ in 0..COUNT_TRIES {
                 at = self.add_up(session, at, &mut since).await?;
                 let before = since.get(&namespace).copied().unwrap_or(Some(0));
@@ -436,10 +438,15 @@ impl<'a> Follower<'a> {
                 let after = since.get(&namespace).copied().unwrap_or(Some(0));
                 match (before, after) {
                     (Some(before), Some(after)) if before == after => {
-                        found = i64::try_from(counted)
+                        let told = i64::try_from(counted)
                             .ok()
                             .and_then(|counted| u64::try_from(counted - after).ok());
-                        break;
+                        // A count may know of a write that the oplog does not show yet: two have to say the same.
+                        if told.is_some() && told == last {
+                            found = told;
+                            break;
+                        }
+                        last = told;
                     }
                     (Some(_), Some(_)) => {}
                     // A transaction does not say whether its documents are new.

@@ -14,6 +14,11 @@ const COLLECTIONS: &str = "collections";
 /// The name of the object for users and roles.
 const USERS: &str = "users and roles";
 
+/// Whether an object is about the whole server, and not about a collection.
+pub(crate) fn is_of_the_server(name: &str) -> bool {
+    name == COLLECTIONS || name == USERS
+}
+
 /// The documents of a collection.
 pub(crate) fn documents(
     namespace: String,

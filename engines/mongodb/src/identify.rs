@@ -11,6 +11,7 @@ use fettler_model::{DatabaseName, Engine, ServerLoad};
 
 use crate::{
     catalog,
+    grants::FOR_BACKUPS,
     params::{Params, Place},
     raw::number,
     select::Selection,
@@ -20,9 +21,6 @@ use crate::{
 
 /// The longest name that a database may have in Fettler.
 const LONGEST_NAME: usize = 63;
-
-/// How the user of a backup is made; one place for messages and documentation.
-pub(crate) const GRANT: &str = "use admin; db.createUser({user: \"fettler\", pwd: passwordPrompt(), roles: [\"backup\", \"clusterMonitor\"]}); to restore, also the role \"restore\"";
 
 /// Asks a server who it is.
 pub(crate) async fn identify(target: &Target) -> Result<Identity, EngineError> {
@@ -195,7 +193,7 @@ pub(crate) async fn preflight(
             "oplog",
             PreflightLevel::Missing,
             &format!("cannot be read ({refusal}): a backup is of no one moment where something writes meanwhile"),
-            GRANT,
+            &FOR_BACKUPS,
         ),
     });
     items.push(match users::read(&mut session).await? {
@@ -204,7 +202,7 @@ pub(crate) async fn preflight(
             "users and roles",
             PreflightLevel::Missing,
             &format!("will not be in the backup: {refusal}"),
-            GRANT,
+            &FOR_BACKUPS,
         ),
     });
     Ok(items)
@@ -217,7 +215,14 @@ async fn look_at_collections(
     selection: &Selection,
 ) -> Result<PreflightItem, EngineError> {
     let subject = "collections";
-    let stops = |what: &EngineError| item(subject, PreflightLevel::Stops, &what.to_string(), GRANT);
+    let stops = |what: &EngineError| {
+        item(
+            subject,
+            PreflightLevel::Stops,
+            &what.to_string(),
+            &FOR_BACKUPS,
+        )
+    };
     let databases = match catalog::databases(session, selection, params.database.as_deref()).await {
         Ok(databases) => databases,
         Err(error @ EngineError::Missing { .. }) => return Ok(stops(&error)),

@@ -15,7 +15,7 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Most documents sent at once (a server takes 100,000: `maxWriteBatchSize`).
 const BATCH_DOCUMENTS: usize = 10_000;
 /// The version of the protocol from which on a server leaves empty timestamps as they are when it is asked (MongoDB 8.0).
-const KEEPS_EMPTY_TIMESTAMPS: i32 = 25;
+pub(crate) const KEEPS_EMPTY_TIMESTAMPS: i32 = 25;
 
 /// Collects documents for one collection.
 pub(crate) struct Inserter<'a> {

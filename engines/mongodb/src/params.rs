@@ -7,11 +7,13 @@
 //! | `mongodb://%2Frun%2Fmongodb.sock/` | over a socket of this machine |
 //!
 //! One server is named, and no other is connected to, whatever a replica set tells of its members: who may name a server has
-//! been asked for this one alone. So `replicaSet`, `directConnection` and the other settings of drivers change nothing.
+//! been asked for this one alone. So `replicaSet`, `directConnection` and the other settings of drivers change nothing, but for
+//! `readPreference=secondary`: the oplog is archived from the server that is named where that is a secondary, and not otherwise.
 
 use std::{net::IpAddr, path::PathBuf};
 
 use fettler_engine::{EngineError, Target};
+use fettler_engine_tls::TlsFiles;
 use fettler_model::{Engine, Secret};
 use percent_encoding::percent_decode_str;
 use url::Url;
@@ -21,7 +23,7 @@ const LONGEST_DATABASE: usize = 63;
 /// Bytes of a digest that stands for the end of a name that is too long.
 const DIGEST_BYTES: usize = 8;
 /// Settings of drivers that mean nothing to a single connection.
-const IGNORED: [&str; 15] = [
+const IGNORED: [&str; 14] = [
     "replicaset",
     "directconnection",
     "retrywrites",
@@ -30,7 +32,6 @@ const IGNORED: [&str; 15] = [
     "wtimeoutms",
     "journal",
     "appname",
-    "readpreference",
     "readconcernlevel",
     "maxpoolsize",
     "minpoolsize",
@@ -44,15 +45,6 @@ const IGNORED: [&str; 15] = [
 pub(crate) enum Place {
     Tcp { host: String, port: u16 },
     Unix(PathBuf),
-}
-
-/// Files for TLS.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TlsFiles {
-    /// The authorities to trust instead of the machine's.
-    pub(crate) ca: Option<PathBuf>,
-    /// The client's own certificate and its key.
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// A way of logging in.
@@ -81,6 +73,8 @@ pub(crate) struct Params {
     pub(crate) database: Option<String>,
     /// What the names of all databases begin with: the target is a scratch area.
     pub(crate) scratch: Option<String>,
+    /// Whether the URL says `readPreference=secondary`: the oplog is not to be read from a primary.
+    pub(crate) wants_secondary: bool,
 }
 
 impl Params {
@@ -99,6 +93,7 @@ impl Params {
         }
         let mut wants_tls = None;
         let mut files = TlsFiles::default();
+        let mut wants_secondary = false;
         let (mut cert, mut key, mut mechanism, mut auth_source, mut scratch) =
             (None, None, None, None, None);
         let mut addresses = Vec::new();
@@ -118,6 +113,7 @@ impl Params {
                 }
                 "authsource" => auth_source = Some(value.into_owned()),
                 "authmechanism" => mechanism = Some(mechanism_of(&value)?),
+                "readpreference" => wants_secondary = value.eq_ignore_ascii_case("secondary"),
                 "fettlerscratch" => scratch = Some(value.into_owned()),
                 "hostaddr" => {
                     addresses = value
@@ -169,6 +165,7 @@ impl Params {
             mechanism,
             database,
             scratch,
+            wants_secondary,
         })
     }
 
@@ -290,6 +287,14 @@ mod tests {
         assert_eq!(socket.place, Place::Unix("/run/a b.sock".into()));
         let x509 = read("mongodb://h/?authMechanism=MONGODB-X509&cert=/c&key=/k").unwrap();
         assert_eq!(x509.auth_source, "$external");
+    }
+
+    #[test]
+    fn a_secondary_is_asked_for_by_name_alone() {
+        let wants = |text: &str| read(text).unwrap().wants_secondary;
+        assert!(wants("mongodb://h/?readPreference=secondary&replicaSet=a"));
+        assert!(!wants("mongodb://h/?readPreference=secondaryPreferred"));
+        assert!(!wants("mongodb://h/"));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bson::{RawArrayBuf, RawDocumentBuf, rawdoc};
 use fettler_engine::{
-    BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource, Target,
+    BackupReport, ChangeSource, EngineContext, EngineError, RestoreOptions, RestoreReport,
+    StreamSource, Target,
 };
 use fettler_model::Warning;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -18,6 +19,10 @@ use tokio::sync::Mutex;
 use crate::{
     backup::{BackupData, CATALOGUE, CHANGES, by_namespace},
     catalog::{self, Collection, Kind},
+    changes::{
+        log_position,
+        play::{Reach, Scope, Stage, play},
+    },
     error::code,
     identify::require_writable,
     insert::Inserter,
@@ -36,7 +41,7 @@ const NAMED: usize = 5;
 
 /// How far a restore has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// The target, since a checkpoint for another one is of no use.
     target: String,
     /// What was chosen.
@@ -45,17 +50,24 @@ struct Checkpoint {
     prepared: bool,
     /// Streams that are done.
     done: BTreeSet<String>,
+    /// The moment of the backup, where changes are played on it.
+    #[serde(default)]
+    base: Option<u64>,
+    /// Up to where they are played; nothing where that was not begun.
+    #[serde(default)]
+    pub(crate) played: Option<u64>,
 }
 
 /// A collection and where it goes.
-struct Job {
-    from: Collection,
-    database: String,
-    streams: Vec<String>,
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) from: Collection,
+    pub(crate) database: String,
+    pub(crate) streams: Vec<String>,
 }
 
 impl Job {
-    fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         format!("{}.{}", self.database, self.from.name)
     }
 }
@@ -78,35 +90,99 @@ pub(crate) async fn restore(
     target: &Target,
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
+    restore_with(context, backup, report, None, target, options).await
+}
+
+/// Puts a backup back, and plays changes on it.
+pub(crate) async fn restore_to_moment(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    report: &BackupReport,
+    changes: &dyn ChangeSource,
+    target: &Target,
+    options: &RestoreOptions,
+) -> Result<RestoreReport, EngineError> {
+    let position = log_position(report).ok_or_else(|| EngineError::Unusable {
+        what: "the backup is not of a whole server at one moment".to_owned(),
+        remedy: "name another backup, or restore this one without `--to-time`".to_owned(),
+    })?;
+    let reach = Reach {
+        since: changes.begin(),
+        position: position.offset,
+        end: changes.end(),
+        played: 0,
+    };
+    restore_with(
+        context,
+        backup,
+        report,
+        Some((changes, reach)),
+        target,
+        options,
+    )
+    .await
+}
+
+async fn restore_with(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    report: &BackupReport,
+    changes: Option<(&dyn ChangeSource, Reach)>,
+    target: &Target,
+    options: &RestoreOptions,
+) -> Result<RestoreReport, EngineError> {
     context.check_stop()?;
     let data = BackupData::of(report)?;
     let params = Params::of(target)?;
     let selection = Selection::of_restore(&options.only)?;
     let mut session = Session::of_attempt(&params, context).await?;
     require_writable(&session)?;
-    let jobs = jobs(backup, &data, &params, &selection).await?;
-    let puts_expiry_off = sandbox::is_scratch(&params);
+    let mut jobs = jobs(backup, &data, &params, &selection).await?;
+    let is_sandbox = sandbox::is_scratch(&params);
+    let puts_expiry_off = is_sandbox || options.still;
+    let scope = Scope::new(&params, &selection, &jobs);
+    // What cannot be played is told before anything is touched.
+    let made = match changes {
+        Some((changes, reach)) => {
+            play(context, &scope, jobs.clone(), changes, reach, None)
+                .await?
+                .made
+        }
+        None => BTreeSet::new(),
+    };
 
     let mut checkpoint = Checkpoint {
         target: target.url.to_string(),
         only: options.only.clone(),
+        base: changes.map(|(_, reach)| reach.position),
         ..Checkpoint::default()
     };
+    let mut overwrite = options.overwrite;
     if let Some(left) = context.checkpoints.load().await?
         && let Ok(left) = Checkpoint::deserialize(left)
         && !options.start_again
         && (&left.target, &left.only) == (&checkpoint.target, &checkpoint.only)
     {
-        checkpoint = left;
+        if left.base == checkpoint.base {
+            checkpoint = left;
+        } else {
+            // Another backup is nearer to the moment by now: what is there is this restore's own.
+            overwrite |= left.prepared;
+        }
     }
     let is_continued = checkpoint.prepared;
+    // From then on what there is is no longer what the backup has.
+    let is_played_on = checkpoint.played.is_some();
     context.progress.begin("prepare", 0, 0);
     if !is_continued {
-        make_room(context, &mut session, &jobs, options.overwrite).await?;
+        make_room(context, &mut session, &jobs, &made, overwrite).await?;
         checkpoint.prepared = true;
         save(context, &checkpoint).await?;
     }
-    for job in jobs.iter().filter(|job| job.from.kind != Kind::View) {
+    for job in jobs
+        .iter()
+        .filter(|job| !is_played_on && job.from.kind != Kind::View)
+    {
         let is_begun_again = job.from.kind == Kind::Capped
             && is_continued
             && job
@@ -114,11 +190,10 @@ pub(crate) async fn restore(
                 .iter()
                 .any(|stream| !checkpoint.done.contains(stream));
         if is_begun_again {
-            drop_collection(context, &mut session, job).await?;
+            drop_collection(context, &mut session, &job.database, &job.from.name).await?;
         }
         create(context, &mut session, job, puts_expiry_off).await?;
     }
-
     let bytes = backup.streams().iter().map(|one| one.bytes).sum();
     context.progress.begin("writing", bytes, 0);
     let plan = Plan {
@@ -128,10 +203,26 @@ pub(crate) async fn restore(
         changed: changed(backup).await?,
         checkpoint: Mutex::new(checkpoint),
     };
-    let mut outcome = write_streams(&plan, &jobs).await?;
-    let meanwhile = write_changes(&plan, &mut session, &jobs).await?;
-    outcome.rows += meanwhile.rows;
-    outcome.bytes += meanwhile.bytes;
+    let mut outcome = RestoreReport::default();
+    if !is_played_on {
+        outcome = write_streams(&plan, &jobs).await?;
+        let meanwhile = write_changes(&plan, &mut session, &jobs).await?;
+        outcome.rows += meanwhile.rows;
+        outcome.bytes += meanwhile.bytes;
+    }
+    if let Some((changes, mut reach)) = changes {
+        context.progress.begin("playing the changes", 0, 0);
+        reach.played = plan.checkpoint.lock().await.played.unwrap_or(0);
+        let stage = Stage {
+            session: &mut session,
+            checkpoint: &plan.checkpoint,
+        };
+        let played = play(context, &scope, jobs, changes, reach, Some(stage)).await?;
+        jobs = played.jobs;
+        outcome.rows += played.rows;
+        outcome.bytes += played.bytes;
+        outcome.warnings.extend(played.warnings);
+    }
 
     context.progress.begin("indexes and views", 0, 0);
     for job in &jobs {
@@ -145,7 +236,7 @@ pub(crate) async fn restore(
             build_indexes(context, &mut session, job, puts_expiry_off, &mut outcome).await?;
         }
     }
-    if options.only.is_empty() && !puts_expiry_off {
+    if options.only.is_empty() && !is_sandbox {
         outcome.warnings.push(Warning {
             code: "mongodb.users_not_restored".to_owned(),
             message: "users and roles of the backup were not restored: make them on the target"
@@ -155,13 +246,16 @@ pub(crate) async fn restore(
     Ok(outcome)
 }
 
-async fn save(context: &EngineContext, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+pub(crate) async fn save(
+    context: &EngineContext,
+    checkpoint: &Checkpoint,
+) -> Result<(), EngineError> {
     let checkpoint = serde_json::to_value(checkpoint).expect("plain data can be JSON");
     context.checkpoints.save(checkpoint).await
 }
 
 /// What is to be restored, and where to.
-async fn jobs(
+pub(crate) async fn jobs(
     backup: &dyn StreamSource,
     data: &BackupData,
     params: &Params,
@@ -232,7 +326,7 @@ pub(crate) async fn catalogue(backup: &dyn StreamSource) -> Result<Vec<Collectio
     Ok(found)
 }
 
-fn whole(cutter: &Cutter, stream: &str) -> Result<(), EngineError> {
+pub(crate) fn whole(cutter: &Cutter, stream: &str) -> Result<(), EngineError> {
     if cutter.is_empty() {
         Ok(())
     } else {
@@ -240,7 +334,7 @@ fn whole(cutter: &Cutter, stream: &str) -> Result<(), EngineError> {
     }
 }
 
-fn unusable(stream: &str, what: &str) -> EngineError {
+pub(crate) fn unusable(stream: &str, what: &str) -> EngineError {
     EngineError::Unusable {
         what: format!("the stream {stream} cannot be read: {what}"),
         remedy: "verify the backup, and take another one".to_owned(),
@@ -286,31 +380,34 @@ async fn make_room(
     context: &EngineContext,
     session: &mut Session,
     jobs: &[Job],
+    made: &BTreeSet<(String, String)>,
     overwrite: bool,
 ) -> Result<(), EngineError> {
+    let mut places = made.clone();
+    places.extend(
+        jobs.iter()
+            .map(|job| (job.database.clone(), job.from.name.clone())),
+    );
     let mut there: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for job in jobs {
-        if !there.contains_key(job.database.as_str()) {
-            let found = catalog::collections(session, &job.database).await?;
-            there.insert(
-                &job.database,
-                found.into_iter().map(|one| one.name).collect(),
-            );
+    for (database, _) in &places {
+        if !there.contains_key(database.as_str()) {
+            let found = catalog::collections(session, database).await?;
+            there.insert(database, found.into_iter().map(|one| one.name).collect());
         }
     }
-    let in_the_way: Vec<&Job> = jobs
+    let in_the_way: Vec<&(String, String)> = places
         .iter()
-        .filter(|job| {
+        .filter(|(database, name)| {
             there
-                .get(job.database.as_str())
-                .is_some_and(|names| names.contains(&job.from.name))
+                .get(database.as_str())
+                .is_some_and(|names| names.contains(name))
         })
         .collect();
     if !in_the_way.is_empty() && !overwrite {
         let names: Vec<String> = in_the_way
             .iter()
             .take(NAMED)
-            .map(|job| job.place())
+            .map(|(database, name)| format!("{database}.{name}"))
             .collect();
         let more = match in_the_way.len().saturating_sub(NAMED) {
             0 => String::new(),
@@ -325,8 +422,8 @@ async fn make_room(
             remedy: REPLACE_IT.to_owned(),
         });
     }
-    for job in in_the_way {
-        drop_collection(context, session, job).await?;
+    for (database, name) in in_the_way {
+        drop_collection(context, session, database, name).await?;
     }
     Ok(())
 }
@@ -334,14 +431,15 @@ async fn make_room(
 async fn drop_collection(
     context: &EngineContext,
     session: &mut Session,
-    job: &Job,
+    database: &str,
+    name: &str,
 ) -> Result<(), EngineError> {
     context.check_stop()?;
     context.fence.check().await?;
-    let command = rawdoc! { "drop": job.from.name.as_str() };
-    match session.try_run(&job.database, command).await? {
+    let command = rawdoc! { "drop": name };
+    match session.try_run(database, command).await? {
         Err(refusal) if refusal.code != code::NAMESPACE_NOT_FOUND => {
-            Err(refusal.doing(session.server(), format!("removing {}", job.place())))
+            Err(refusal.doing(session.server(), format!("removing {database}.{name}")))
         }
         _ => Ok(()),
     }

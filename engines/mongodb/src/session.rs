@@ -18,7 +18,6 @@ use crate::{
     params::{Mechanism, Params, Place},
     raw::put,
     scram::{Hash, Scram},
-    tls,
     wire::{self, Sequence, Wire},
 };
 
@@ -74,7 +73,10 @@ async fn reach_somehow(params: &Params) -> Result<(Box<dyn Wire>, String), Engin
             let address = stream.peer_addr().map_err(failed)?.to_string();
             match &params.tls {
                 None => Ok((Box::new(stream), address)),
-                Some(files) => Ok((Box::new(tls::begin(files, host, stream).await?), address)),
+                Some(files) => Ok((
+                    Box::new(fettler_engine_tls::begin(files, host, stream).await?),
+                    address,
+                )),
             }
         }
     }
@@ -459,6 +461,7 @@ impl Session {
             id: head.id,
             doing: doing.to_owned(),
             batch_size: FIRST_BATCH,
+            patience: None,
             answer: Some(answer),
         }))
     }
@@ -545,6 +548,8 @@ pub(crate) struct Cursor {
     doing: String,
     /// Documents to ask for at once.
     batch_size: i32,
+    /// How long the server may wait for documents to come, where it follows what grows.
+    patience: Option<Duration>,
     answer: Option<RawDocumentBuf>,
 }
 
@@ -597,6 +602,12 @@ impl Batch {
 }
 
 impl Cursor {
+    /// The same, where the server waits so long for documents that are yet to come.
+    pub(crate) fn waiting(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     /// The next documents; nothing at the end.
     pub(crate) async fn next(
         &mut self,
@@ -618,11 +629,15 @@ impl Cursor {
         if self.id == 0 {
             return Ok(Ok(None));
         }
-        let command = rawdoc! {
+        let mut command = rawdoc! {
             "getMore": self.id,
             "collection": self.collection.as_str(),
             "batchSize": self.batch_size,
         };
+        if let Some(patience) = self.patience {
+            let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+            put(&mut command, "maxTimeMS", millis);
+        }
         let answer = match session.try_run(&self.database, command).await? {
             Ok(answer) => answer,
             Err(refusal) => return Ok(Err(refusal)),

@@ -5,10 +5,12 @@ use fettler_engine::{EngineContext, EngineError, RowHasher};
 use std::path::Path;
 
 use crate::{
+    cluster::{SlotSet, slot_of},
     found::{Found, FoundDatabase},
     rdb::{Event, RdbError},
     records::{Element, KeyHasher, Kind, OrderedStreams, Spool, SpoolError},
     select::Selection,
+    server_data::library_name,
 };
 
 /// Separates the order of keys from all other uses of the tenant's key.
@@ -66,6 +68,10 @@ pub(crate) struct Collector {
     functions: Vec<Vec<u8>>,
     /// The types of modules that keep something beside keys.
     modules: Vec<u64>,
+    /// The slots of the node whose keys come, where it is one of a cluster.
+    slots: Option<SlotSet>,
+    /// Keys that were in none of its slots.
+    foreign: u64,
     /// The database whose facts are told.
     database: u32,
     /// The key that is read, unless it is left out.
@@ -81,6 +87,8 @@ pub(crate) struct Collected {
     pub(crate) found: Found,
     pub(crate) functions: Vec<Vec<u8>>,
     pub(crate) modules: Vec<u64>,
+    /// Keys that were left out since their node does not serve their slots.
+    pub(crate) foreign: u64,
     pub(crate) streams: OrderedStreams,
 }
 
@@ -101,11 +109,27 @@ impl Collector {
             found: Found::new(),
             functions: Vec::new(),
             modules: Vec::new(),
+            slots: None,
+            foreign: 0,
             database: 0,
             key: None,
             keys: 0,
             loses_a_key,
         }
+    }
+
+    /// What comes next is another node's.
+    pub(crate) fn begin_node(&mut self, slots: Option<SlotSet>) {
+        self.slots = slots;
+        self.database = 0;
+        self.key = None;
+    }
+
+    /// Whether the node whose keys come serves this one's slot.
+    fn is_served(&self, key: &[u8]) -> bool {
+        self.slots
+            .as_ref()
+            .is_none_or(|slots| slots.has(slot_of(key)))
     }
 
     /// Takes what comes next.
@@ -114,15 +138,24 @@ impl Collector {
             Event::Database(number) => self.database = *number,
             Event::SizeHint { keys, .. } => {
                 if self.selection.may_have(self.database) {
-                    self.database(self.database).counted = Some(*keys);
+                    let database = self.database(self.database);
+                    // Each node of a cluster counts its own.
+                    database.counted = Some(database.counted.unwrap_or(0) + keys);
                 }
             }
-            Event::Function(code) => self.functions.push(code.to_vec()),
-            Event::ModuleAux { module, .. } => self.modules.push(*module),
+            Event::Function(code) => self.function(code),
+            Event::ModuleAux { module, .. } => {
+                if !self.modules.contains(module) {
+                    self.modules.push(*module);
+                }
+            }
             Event::Begin(head) => {
                 self.key = None;
                 if self.loses_a_key {
                     self.loses_a_key = false;
+                } else if !self.is_served(head.key) {
+                    self.foreign += 1;
+                    self.database(head.database).left_out += 1;
                 } else if self.selection.has(head.database, head.key) {
                     self.key = Some((head.database, head.kind));
                     self.database(head.database).bytes += head.key.len() as u64;
@@ -149,6 +182,18 @@ impl Collector {
             }
         }
         Ok(())
+    }
+
+    /// Takes a library of functions once, though each node of a cluster has it. Of two with one name the first is kept.
+    fn function(&mut self, code: &[u8]) {
+        let name = library_name(code);
+        let is_there = self
+            .functions
+            .iter()
+            .any(|known| known == code || (name.is_some() && library_name(known) == name));
+        if !is_there {
+            self.functions.push(code.to_vec());
+        }
     }
 
     fn database(&mut self, number: u32) -> &mut FoundDatabase {
@@ -183,6 +228,7 @@ impl Collector {
             found: self.found,
             functions: self.functions,
             modules: self.modules,
+            foreign: self.foreign,
             streams: self.spool.finish(),
         }
     }

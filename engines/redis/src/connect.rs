@@ -1,6 +1,11 @@
 //! Connections: the bytes to and from a server, and sessions that send commands over them.
 
-use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use fettler_engine::{AttemptName, EngineContext, EngineError};
 use redis::{
@@ -18,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::{Refusal, of_library, refusal_of},
     params::{Params, Place},
-    tls,
 };
 
 /// How long a server may take to accept a connection and a login.
@@ -52,27 +56,46 @@ async fn reach_somehow(params: &Params) -> Result<(Box<dyn Wire>, String), Engin
             let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             Ok((Box::new(stream), whole.display().to_string()))
         }
-        Place::Tcp { host, port } => {
-            let stream = if params.addresses.is_empty() {
-                TcpStream::connect((host.as_str(), *port)).await
-            } else {
-                let addresses: Vec<SocketAddr> = params
-                    .addresses
-                    .iter()
-                    .map(|address| SocketAddr::new(*address, *port))
-                    .collect();
-                TcpStream::connect(addresses.as_slice()).await
-            }
-            .map_err(failed)?;
+        Place::Tcp { host, .. } => {
+            let stream = tcp(params).await.map_err(failed)?;
             stream.set_nodelay(true).map_err(failed)?;
             keep_alive(&stream).map_err(failed)?;
             let address = stream.peer_addr().map_err(failed)?.to_string();
             match &params.tls {
                 None => Ok((Box::new(stream), address)),
-                Some(files) => Ok((Box::new(tls::begin(files, host, stream).await?), address)),
+                Some(files) => Ok((
+                    Box::new(fettler_engine_tls::begin(files, host, stream).await?),
+                    address,
+                )),
             }
         }
     }
+}
+
+/// The address of this machine at which a server sees it.
+pub(crate) async fn local_address(params: &Params) -> Result<IpAddr, EngineError> {
+    let failed = |error: io::Error| unreachable(params, &error);
+    let connected = timeout(CONNECT_TIMEOUT, tcp(params))
+        .await
+        .map_err(|_| unreachable(params, &"it does not accept a connection"))?
+        .map_err(failed)?;
+    Ok(connected.local_addr().map_err(failed)?.ip())
+}
+
+/// A connection to a server that listens at an address.
+async fn tcp(params: &Params) -> io::Result<TcpStream> {
+    let Place::Tcp { host, port } = &params.place else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    if params.addresses.is_empty() {
+        return TcpStream::connect((host.as_str(), *port)).await;
+    }
+    let addresses: Vec<SocketAddr> = params
+        .addresses
+        .iter()
+        .map(|address| SocketAddr::new(*address, *port))
+        .collect();
+    TcpStream::connect(addresses.as_slice()).await
 }
 
 /// A machine that is gone without a word is noticed.
@@ -337,6 +360,11 @@ impl Info {
     /// One line's number.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         self.text(name).parse().ok()
+    }
+
+    /// Whether the server is a node of a cluster.
+    pub(crate) fn is_of_a_cluster(&self) -> bool {
+        self.text("cluster_enabled") == "1"
     }
 
     /// The keys of each database that holds some.

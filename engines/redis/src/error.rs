@@ -63,11 +63,9 @@ impl Refusal {
                 "persistence",
                 "the server cannot write its own RDB and therefore refuses writes: look at its log and its disk",
             ),
-            "CLUSTERDOWN" | "MOVED" | "ASK" | "CROSSSLOT" => missing(
-                "cluster",
-                "Redis Cluster is not supported yet: name a server that runs alone or with replicas",
-            ),
-            "LOADING" | "BUSY" | "MASTERDOWN" | "NOMASTERLINK" | "TRYAGAIN" => EngineError::Busy {
+            // A slot that moves, or a failover: both end.
+            "LOADING" | "BUSY" | "MASTERDOWN" | "NOMASTERLINK" | "TRYAGAIN" | "CLUSTERDOWN"
+            | "MOVED" | "ASK" => EngineError::Busy {
                 what,
                 wait: BUSY_WAIT,
             },

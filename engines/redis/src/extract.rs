@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use fettler_engine::{
-    BackupReport, EngineContext, EngineError, RestoreOptions, RestoreReport, StreamSource,
-    folder_of,
+    BackupReport, Ending, EndingFile, EngineContext, EngineError, RestoreOptions, RestoreReport,
+    StreamSource, folder_of,
 };
 use futures::TryStreamExt as _;
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use crate::{
     rdb::{Writer, needed_version},
     records::{RecordEvent, RecordReader, StoredError},
     restore::{KEY_STREAMS, unrestored_users},
+    sandbox,
     select::Selection,
     server_data::ServerData,
 };
@@ -58,29 +59,50 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Writes keys and functions of a backup, or what `options` names of them, as an RDB to a file. Servers of the source's
+/// Restores keys and functions of a backup, or what `options` names of them, to a file as an RDB. Servers of the source's
 /// version and newer start from it, as `dump.rdb` in their folder; a key that has expired meanwhile is left out by the server.
 /// Users and configuration have no place in an RDB.
 ///
-/// The file is there once it is whole and durable; until then, and after an error, its bytes lie in a file of its name with
-/// `.part` at the end, which is removed.
+/// The file has its name once it is whole and durable; until then, and after an error, it lies beside under the attempt's.
 ///
 /// # Errors
 ///
 /// [`EngineError::NotEmpty`] where the file is there and may not be replaced; those of the backup's streams and of the disk.
-pub async fn write_rdb(
+pub async fn restore_to_file(
     context: &EngineContext,
     backup: &dyn StreamSource,
     report: &BackupReport,
     path: &Path,
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
-    let selection = Selection::of_restore(&options.only)?;
-    let functions = if selection.functions {
-        ServerData::of_backup(backup).await?.functions
-    } else {
-        Vec::new()
+    if let Some(Ending { report, file }) = Ending::load(context).await?
+        && file.is_some_and(|file| file.is_at(path))
+    {
+        return Ok(report);
+    }
+    require_free(path, options)?;
+    let name = context.attempt.to_string().replace('/', "-");
+    let part = folder_of(path).join(format!(".{name}.rdb"));
+    let artefact = sandbox::file_artefact(&part);
+    context.artefacts.record(&artefact).await?;
+    let written = write_rdb(context, backup, report, &part, &options.only).await?;
+
+    let failed = |error| EngineError::local(format!("writing {}", path.display()), error);
+    let ending = Ending {
+        report: written,
+        file: Some(EndingFile::of(&part).map_err(failed)?),
     };
+    ending.save(context).await?;
+    context.fence.check().await?;
+    require_free(path, options)?;
+    std::fs::rename(&part, path)
+        .and_then(|()| File::open(folder_of(path))?.sync_all())
+        .map_err(failed)?;
+    context.artefacts.removed(&artefact).await?;
+    Ok(ending.report)
+}
+
+fn require_free(path: &Path, options: &RestoreOptions) -> Result<(), EngineError> {
     if path.exists() && !options.overwrite {
         return Err(EngineError::NotEmpty {
             what: format!("{} is there already", path.display()),
@@ -88,11 +110,25 @@ pub async fn write_rdb(
                 .to_owned(),
         });
     }
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
+    Ok(())
+}
+
+/// Writes what is chosen of a backup as an RDB to a file, which is durable at the end, and gone after an error.
+pub(crate) async fn write_rdb(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    report: &BackupReport,
+    path: &Path,
+    only: &[String],
+) -> Result<RestoreReport, EngineError> {
+    let selection = Selection::of_restore(only)?;
+    let functions = if selection.functions {
+        ServerData::of_backup(backup).await?.functions
+    } else {
+        Vec::new()
+    };
     let (send, pieces) = mpsc::channel(PIECES_AHEAD);
     let job = Job {
-        part: PathBuf::from(part),
         path: path.to_owned(),
         server: report.identity.version.clone(),
         functions,
@@ -127,7 +163,6 @@ pub async fn write_rdb(
 
 /// What the writing thread does.
 struct Job {
-    part: PathBuf,
     path: PathBuf,
     /// The version of the server that was backed up.
     server: String,
@@ -139,7 +174,7 @@ impl Job {
     fn run(self, pieces: mpsc::Receiver<Piece>) -> Result<RestoreReport, EngineError> {
         let written = self.write(pieces);
         if written.is_err() {
-            let _gone_already = std::fs::remove_file(&self.part);
+            let _gone_already = std::fs::remove_file(&self.path);
         }
         written
     }
@@ -147,7 +182,7 @@ impl Job {
     fn write(&self, mut pieces: mpsc::Receiver<Piece>) -> Result<RestoreReport, EngineError> {
         let failed = |failure| match failure {
             Failure::Local(error) => {
-                EngineError::local(format!("writing {}", self.part.display()), error)
+                EngineError::local(format!("writing {}", self.path.display()), error)
             }
             Failure::Stored(error) => EngineError::Unusable {
                 what: error.to_string(),
@@ -163,7 +198,7 @@ impl Job {
         };
         let version = rdb_version(&self.server);
         let begin = || -> Result<Writer<File>, Failure> {
-            let mut writer = Writer::new(File::create(&self.part)?, version)?;
+            let mut writer = Writer::new(File::create(&self.path)?, version)?;
             writer.aux(b"redis-ver", self.server.as_bytes())?;
             if version >= FUNCTIONS_VERSION {
                 for code in &self.functions {
@@ -211,8 +246,6 @@ impl Job {
                 Piece::Done => {
                     let end = || -> Result<(), Failure> {
                         writer.finish()?.sync_all()?;
-                        std::fs::rename(&self.part, &self.path)?;
-                        File::open(folder_of(&self.path))?.sync_all()?;
                         Ok(())
                     };
                     return end().map_err(failed).map(|()| report);
@@ -225,7 +258,7 @@ impl Job {
 }
 
 /// The newest version of RDB that a server of this version reads, as an identity writes versions.
-fn rdb_version(server: &str) -> u32 {
+pub(crate) fn rdb_version(server: &str) -> u32 {
     // All versions of Valkey read what Redis 7.2 wrote.
     let version = if server.starts_with("Valkey") {
         "7.2"

@@ -3,7 +3,7 @@
 //! Nothing here knows the RDB but for values of modules, which only `DUMP` tells: a mistake of the reader of RDBs cannot
 //! cancel itself out. Large values come in windows, so that memory stays bounded whatever their size.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use fettler_engine::{BackupReport, EngineContext, EngineError, RowHasher, Target};
 use fettler_model::ObjectFacts;
@@ -14,11 +14,13 @@ use crate::{
     collect::{CollectError, bytes_of},
     connect::{Answer, Session},
     found::{self, Found, FoundDatabase},
+    locate::{Purpose, locate},
     params::Params,
     rdb::{Event, read_payload},
     records::{Element, KeyHasher, KeyHead, Kind, StreamId},
-    restore::taken_back,
+    restore::{Server, Servers, taken_back},
     sandbox,
+    select::Selection,
     server_data::functions_of,
 };
 
@@ -45,45 +47,105 @@ pub(crate) async fn facts(
 ) -> Result<Vec<ObjectFacts>, EngineError> {
     context.check_stop()?;
     let data = BackupData::of(expected)?;
-    let params = Params::of(copy)?;
-    let mut session = Session::of_attempt(&params, context).await?;
-    let info = session.info().await?;
+    let params = locate(copy, Purpose::Write, &context.stop).await?;
+    let Servers {
+        mut all,
+        is_cluster,
+    } = Servers::reach(context, &params).await?;
     let databases: BTreeSet<u32> = match params.database {
         Some(one) => [one].into(),
         None => data
             .databases
             .iter()
             .copied()
-            .chain(info.keys().into_keys())
+            .chain(all.iter().flat_map(|one| one.info.keys().into_keys()))
             .collect(),
     };
-    let libraries = functions_of(&mut session)
-        .await?
-        .map_err(|refusal| refusal.doing(session.server(), "listing functions"))?;
-    let functions: Vec<Vec<u8>> = libraries.into_iter().map(|(_, code)| code).collect();
+    let mut functions: Vec<Vec<u8>> = Vec::new();
+    for Server { session, .. } in &mut all {
+        let libraries = functions_of(session)
+            .await?
+            .map_err(|refusal| refusal.doing(session.server(), "listing functions"))?;
+        for (_, code) in libraries {
+            // All nodes of a cluster have each.
+            if !functions.contains(&code) {
+                functions.push(code);
+            }
+        }
+    }
 
-    let is_sandbox = sandbox::is_marked(&mut session, context).await?;
-    let mut reader = CopyReader {
-        session,
-        context,
-        hasher: KeyHasher::new(RowHasher::new(&context.fingerprint_key)),
-        is_sandbox,
-        mark: sandbox::mark(context.attempt.job),
-        fields_expire: info.version() >= FIELD_EXPIRY,
-        database: 0,
-        found: FoundDatabase::default(),
-    };
     let mut found = Found::new();
-    for database in databases {
-        let read = reader.read(database).await?;
-        // The mark alone makes no database of the copy's.
-        if !read.kinds.is_empty() || data.databases.contains(&database) {
-            found.insert(database, read);
+    for Server {
+        mut session, info, ..
+    } in all
+    {
+        let is_sandbox = !is_cluster && sandbox::is_marked(&mut session, context).await?;
+        let mut reader = CopyReader {
+            session,
+            context,
+            hasher: KeyHasher::new(RowHasher::new(&context.fingerprint_key)),
+            is_sandbox,
+            mark: sandbox::mark(context.attempt.job),
+            fields_expire: info.version() >= FIELD_EXPIRY,
+            database: 0,
+            named: 0,
+            living: None,
+            found: FoundDatabase::default(),
+        };
+        for database in databases
+            .iter()
+            .filter(|number| !is_cluster || **number == 0)
+        {
+            let read = reader.read(*database).await?;
+            // The mark alone makes no database of the copy's.
+            if !read.kinds.is_empty() || data.databases.contains(database) {
+                found.entry(*database).or_default().add(&read);
+            }
         }
     }
     let mut objects = found::objects(&found);
     objects.push(found::functions(&context.fingerprint_key, &functions));
     Ok(objects)
+}
+
+/// What of a server that people use is looked at: a server in which keys come and go.
+#[derive(Clone)]
+pub(crate) struct Living {
+    /// Keys by the numbers that their databases have at the source.
+    pub(crate) selection: Selection,
+    /// Keys that expire by then, in milliseconds since 1970, are left out.
+    pub(crate) horizon: i64,
+}
+
+/// Reads what was restored into a server that people use. `places` are databases by their numbers at the source, with those
+/// here; what is found is told by the former.
+pub(crate) async fn living(
+    context: &EngineContext,
+    params: &Params,
+    places: &BTreeMap<u32, u32>,
+    living: Living,
+) -> Result<Found, EngineError> {
+    let mut found = Found::new();
+    for Server { session, info, .. } in Servers::reach(context, params).await?.all {
+        let mut reader = CopyReader {
+            session,
+            context,
+            hasher: KeyHasher::new(RowHasher::new(&context.fingerprint_key)),
+            is_sandbox: false,
+            mark: sandbox::mark(context.attempt.job),
+            fields_expire: info.version() >= FIELD_EXPIRY,
+            database: 0,
+            named: 0,
+            living: Some(living.clone()),
+            found: FoundDatabase::default(),
+        };
+        for (from, to) in places {
+            reader.named = *from;
+            let read = reader.read(*to).await?;
+            found.entry(*from).or_default().add(&read);
+        }
+    }
+    Ok(found)
 }
 
 /// A key before its value is read.
@@ -104,6 +166,10 @@ struct CopyReader<'a> {
     mark: String,
     fields_expire: bool,
     database: u32,
+    /// The number that the database had at the source.
+    named: u32,
+    /// Where the copy is in a server that people use.
+    living: Option<Living>,
     found: FoundDatabase,
 }
 
@@ -112,12 +178,16 @@ impl CopyReader<'_> {
     async fn read(&mut self, database: u32) -> Result<FoundDatabase, EngineError> {
         self.session.select(database).await?;
         self.database = database;
+        if self.living.is_none() {
+            self.named = database;
+        }
         let mut seen = None;
         for _ in 0..TRIES {
             let counted: u64 = self.session.ask(&cmd("DBSIZE"), "counting keys").await?;
             self.found = FoundDatabase::default();
             let keys = self.scan(seen.as_mut()).await?;
-            if keys == counted {
+            // Keys that are left out come and go: where each was looked at once, all is well.
+            if keys == counted || (self.living.is_some() && seen.is_some()) {
                 return Ok(std::mem::take(&mut self.found));
             }
             // A key may come twice while the server's table grows; then each is remembered by 16 bytes.
@@ -150,6 +220,9 @@ impl CopyReader<'_> {
             count += keys.len() as u64;
             if self.is_sandbox && self.database == sandbox::MARK_DATABASE {
                 keys.retain(|key| *key != self.mark.as_bytes());
+            }
+            if let Some(living) = &self.living {
+                keys.retain(|key| living.selection.has(self.named, key));
             }
             let read = keys.len() as u64;
             self.keys(keys).await?;
@@ -207,6 +280,12 @@ impl CopyReader<'_> {
             if kind == "none" || moment == -2 {
                 continue;
             }
+            if let Some(living) = &self.living
+                && moment >= 0
+                && moment <= living.horizon
+            {
+                continue;
+            }
             keys.push(Key {
                 name,
                 kind,
@@ -239,7 +318,7 @@ impl CopyReader<'_> {
     fn begin(&mut self, key: &Key, kind: Kind) {
         self.found.bytes += key.name.len() as u64;
         self.hasher.begin(&KeyHead {
-            database: self.database,
+            database: self.named,
             key: &key.name,
             expiry: key.expiry,
             kind,

@@ -32,6 +32,17 @@ pub(crate) struct FoundDatabase {
     pub(crate) counted: Option<u64>,
 }
 
+impl FoundDatabase {
+    /// Adds what was found in the same database of another node of the cluster.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (kind, fingerprint) in &other.kinds {
+            self.kinds.entry(*kind).or_default().merge(fingerprint);
+        }
+        self.bytes += other.bytes;
+        self.left_out += other.left_out;
+    }
+}
+
 /// What was found in all databases.
 pub(crate) type Found = BTreeMap<u32, FoundDatabase>;
 

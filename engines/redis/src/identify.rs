@@ -15,16 +15,16 @@ use redis::{FromRedisValue, Value, cmd};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cluster::Primaries,
     connect::{Answer, Info, Session, VISITOR},
+    grants::FOR_BACKUPS,
+    locate::{Purpose, cluster_key, locate},
     params::{Params, Place},
     select::Selection,
 };
 
 /// The longest name that a database may have in Fettler.
 const LONGEST_NAME: usize = 63;
-
-/// What the user of a backup may be given; one place for messages and documentation.
-pub(crate) const GRANT: &str = "ACL SETUSER fettler on >PASSWORD allkeys +psync +replconf +ping +info +select +time +client|setname +client|list +client|kill +config|get +function|list +acl|list +acl|whoami +acl|dryrun +command|info";
 
 /// A session that belongs to no attempt.
 pub(crate) async fn visit(params: &Params) -> Result<Session, EngineError> {
@@ -33,10 +33,46 @@ pub(crate) async fn visit(params: &Params) -> Result<Session, EngineError> {
 
 /// Asks a server who it is.
 pub(crate) async fn identify(target: &Target) -> Result<Identity, EngineError> {
-    let params = Params::of(target)?;
+    let params = locate(target, Purpose::Read, &CancellationToken::new()).await?;
     let mut session = visit(&params).await?;
     let info = session.info().await?;
+    if info.is_of_a_cluster() {
+        let primaries = visit_primaries(&params, &mut session).await?;
+        return Ok(of_cluster(&params, &primaries));
+    }
     Ok(identity(&params, &session, &info))
+}
+
+/// Sessions with all primaries of a cluster, which belong to no attempt.
+async fn visit_primaries(params: &Params, session: &mut Session) -> Result<Primaries, EngineError> {
+    Primaries::reach_as(params, session, VISITOR, &CancellationToken::new()).await
+}
+
+/// Who a cluster is: what its URL names. Its nodes come and go, and none of the names that it gives itself stays.
+pub(crate) fn of_cluster(params: &Params, primaries: &Primaries) -> Identity {
+    let mut nodes: Vec<&str> = primaries
+        .all
+        .iter()
+        .map(|one| one.own.id.as_str())
+        .collect();
+    nodes.sort_unstable();
+    let lineage = blake3::hash(nodes.concat().as_bytes()).to_hex();
+    let first = primaries.all.first();
+    Identity {
+        engine: Engine::Redis,
+        version: first.map_or_else(String::new, |one| one.info.version_text()),
+        key: params.key.clone().unwrap_or_else(|| cluster_key(params)),
+        lineage: format!("cluster:{lineage}"),
+        suggested_name: suggested_name(params),
+        estimated_bytes: primaries.all.iter().map(|one| data_bytes(&one.info)).sum(),
+    }
+}
+
+/// About how many bytes a server holds.
+fn data_bytes(info: &Info) -> u64 {
+    info.number("used_memory_dataset")
+        .or(info.number("used_memory"))
+        .unwrap_or(0)
 }
 
 /// Who a server is, by what it tells.
@@ -47,25 +83,27 @@ pub(crate) fn identity(params: &Params, session: &Session, info: &Info) -> Ident
     Identity {
         engine: Engine::Redis,
         version: info.version_text(),
-        key: format!("redis:{}{number}", session.address),
+        key: match &params.key {
+            Some(key) => format!("{key}{number}"),
+            None => format!("redis:{}{number}", session.address),
+        },
         lineage: format!("{}:{}", info.text("master_replid"), info.text("run_id")),
         suggested_name: suggested_name(params),
-        estimated_bytes: info
-            .number("used_memory_dataset")
-            .or(info.number("used_memory"))
-            .unwrap_or(0),
+        estimated_bytes: data_bytes(info),
     }
 }
 
 /// The first part of the host's name, or `redis`, with the database's number.
 fn suggested_name(params: &Params) -> DatabaseName {
-    let word = match &params.place {
-        Place::Tcp { host, .. } if host.parse::<std::net::IpAddr>().is_err() => {
+    let word = match (&params.sentinels, &params.place) {
+        (Some(sentinels), _) => sentinels.service.as_str(),
+        (None, Place::Tcp { host, .. }) if host.parse::<std::net::IpAddr>().is_err() => {
             host.split('.').next().unwrap_or_default()
         }
         _ => "",
     };
     let mut name: String = word
+        .to_ascii_lowercase()
         .chars()
         .filter(|letter| matches!(letter, 'a'..='z' | '0'..='9' | '-' | '_'))
         .skip_while(|letter| !letter.is_ascii_alphanumeric())
@@ -82,12 +120,12 @@ fn suggested_name(params: &Params) -> DatabaseName {
         .unwrap_or_else(|_| "redis".parse().expect("the word is a valid name"))
 }
 
-/// An error for what cannot be backed up or restored to: a cluster's node, a sentinel.
+/// An error for what only a server that runs alone or with replicas can do, and for a sentinel.
 pub(crate) fn require_plain(params: &Params, info: &Info) -> Result<(), EngineError> {
-    let what = if info.text("cluster_enabled") == "1" {
-        "is a node of a Redis Cluster, which is not supported yet"
+    let what = if info.is_of_a_cluster() {
+        "is a node of a Redis Cluster, and this needs a server that holds all keys"
     } else if info.text("redis_mode") == "sentinel" {
-        "is a Sentinel and holds no keys"
+        "is a Sentinel and holds no keys: write its URL as `redis+sentinel://host:26379/service`"
     } else {
         return Ok(());
     };
@@ -99,15 +137,34 @@ pub(crate) fn require_plain(params: &Params, info: &Info) -> Result<(), EngineEr
     })
 }
 
+/// An error for a number of a database that no cluster has.
+pub(crate) fn require_database_0(params: &Params) -> Result<(), EngineError> {
+    match params.database {
+        None | Some(0) => Ok(()),
+        Some(number) => Err(EngineError::Missing {
+            code: "database",
+            what: format!(
+                "the URL names database {number}, and {} is a cluster, which has database 0 alone",
+                params.server()
+            ),
+            remedy: "leave the number out of the URL".to_owned(),
+        }),
+    }
+}
+
 /// Looks at what a server allows.
 pub(crate) async fn preflight(
     target: &Target,
     options: &BackupOptions,
 ) -> Result<Vec<PreflightItem>, EngineError> {
-    let params = Params::of(target)?;
+    let params = locate(target, Purpose::Read, &CancellationToken::new()).await?;
     Selection::of_backup(params.database, &options.exclude)?;
     let mut session = visit(&params).await?;
     let info = session.info().await?;
+    if info.is_of_a_cluster() {
+        require_database_0(&params)?;
+        return look_at_cluster(&params, &mut session).await;
+    }
     let mut items = vec![match require_plain(&params, &info) {
         Err(EngineError::Missing { what, remedy, .. }) => {
             item("server", PreflightLevel::Stops, &what, &remedy)
@@ -126,6 +183,68 @@ pub(crate) async fn preflight(
     items.push(look_at_permissions(&mut session).await?);
     items.push(look_at_memory(&info));
     items.extend(look_at_replication(&mut session, &info).await?);
+    items.extend(look_beside_keys(&mut session).await?);
+    Ok(items)
+}
+
+/// Looks at a cluster: at every primary for its keys, at one of them for what all have.
+async fn look_at_cluster(
+    params: &Params,
+    session: &mut Session,
+) -> Result<Vec<PreflightItem>, EngineError> {
+    let mut primaries = visit_primaries(params, session).await?;
+    let replicas: usize = primaries
+        .all
+        .iter()
+        .map(|one| one.shard.replicas.len())
+        .sum();
+    let version = primaries
+        .all
+        .first()
+        .map_or_else(String::new, |one| one.info.version_text());
+    let mut items = vec![item(
+        "server",
+        PreflightLevel::Fine,
+        &format!(
+            "version {version}, a cluster of {} primaries and {replicas} replicas; each primary is read at a moment of its own",
+            primaries.all.len()
+        ),
+        "",
+    )];
+    items.push(match primaries.require_rest(&params.server()) {
+        Ok(()) => item(
+            "slots",
+            PreflightLevel::Fine,
+            "all are served, none is on the move",
+            "",
+        ),
+        Err(error) => item(
+            "slots",
+            PreflightLevel::Missing,
+            &error.to_string(),
+            "a backup waits until no slot is on the move",
+        ),
+    });
+    let mut of_keys = Vec::new();
+    for one in &mut primaries.all {
+        let mut found = look_at_permissions(&mut one.session).await?;
+        if found.level != PreflightLevel::Fine {
+            found.message = format!("{}: {}", one.params.server(), found.message);
+        }
+        of_keys.push(found);
+    }
+    items.extend(of_keys.into_iter().max_by_key(|found| found.level));
+    if let Some(first) = primaries.all.first_mut() {
+        items.push(look_at_memory(&first.info));
+        items.extend(look_at_replication(&mut first.session, &first.info).await?);
+        items.extend(look_beside_keys(&mut first.session).await?);
+    }
+    Ok(items)
+}
+
+/// Whether what a server has beside keys can be read.
+async fn look_beside_keys(session: &mut Session) -> Result<Vec<PreflightItem>, EngineError> {
+    let mut items = Vec::new();
     for (subject, probe) in [
         ("functions", cmd("FUNCTION").arg("LIST").to_owned()),
         ("ACL users", cmd("ACL").arg("LIST").to_owned()),
@@ -140,7 +259,7 @@ pub(crate) async fn preflight(
                 subject,
                 PreflightLevel::Missing,
                 &format!("will not be in the backup: {refusal}"),
-                GRANT,
+                &FOR_BACKUPS,
             ),
         });
     }
@@ -180,7 +299,7 @@ async fn look_at_permissions(session: &mut Session) -> Result<PreflightItem, Eng
                 &format!(
                     "cannot be read, neither as a replica ({refusal}) nor one by one ({also})"
                 ),
-                GRANT,
+                &FOR_BACKUPS,
             ));
         }
     }
@@ -190,7 +309,7 @@ async fn look_at_permissions(session: &mut Session) -> Result<PreflightItem, Eng
         &format!(
             "read one by one (SCAN, DUMP), which is not one moment, since the server refuses replicas: {refusal}"
         ),
-        GRANT,
+        &FOR_BACKUPS,
     ))
 }
 
@@ -285,7 +404,8 @@ async fn look_at_replication(
 
 /// How busy a server is.
 pub(crate) async fn load(target: &Target) -> Result<ServerLoad, EngineError> {
-    let mut session = visit(&Params::of(target)?).await?;
+    let params = locate(target, Purpose::Read, &CancellationToken::new()).await?;
+    let mut session = visit(&params).await?;
     let began = Instant::now();
     session
         .ask::<String>(&cmd("PING"), "looking how busy the server is")
@@ -317,7 +437,19 @@ pub(crate) async fn free_bytes(target: &Target) -> Result<Option<u64>, EngineErr
     if let Some(path) = target.url.path() {
         return fettler_private_server::free_bytes_of(&folder_of(&path)).map(Some);
     }
-    let info = visit(&Params::of(target)?).await?.info().await?;
+    let params = locate(target, Purpose::Write, &CancellationToken::new()).await?;
+    let mut session = visit(&params).await?;
+    let info = session.info().await?;
+    if info.is_of_a_cluster() {
+        let primaries = visit_primaries(&params, &mut session).await?;
+        // Keys spread evenly, more or less: where one is full, the cluster is.
+        let least = primaries
+            .all
+            .iter()
+            .filter_map(|one| free_memory(&one.info))
+            .min();
+        return Ok(least.map(|bytes| bytes.saturating_mul(primaries.all.len() as u64)));
+    }
     Ok(free_memory(&info))
 }
 
@@ -342,6 +474,7 @@ mod tests {
             ("redis://10.0.0.1", "redis"),
             ("redis://localhost/1", "redis-1"),
             ("redis+unix:///run/x.sock", "redis"),
+            ("redis+sentinel://s1,s2/Shop/2", "shop-2"),
         ] {
             let (url, password) = DatabaseUrl::parse_with_password(url).unwrap();
             let params = Params::of(&Target { url, password }).unwrap();

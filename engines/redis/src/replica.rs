@@ -17,7 +17,7 @@ use std::{
 use fettler_engine::{EngineContext, EngineError};
 use redis::cmd;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
 };
 
@@ -84,10 +84,21 @@ pub(crate) async fn begin(
         .ok_or(EngineError::Stopped)?
 }
 
-async fn begin_link(
+/// What a replica is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Everything at one moment.
+    Rdb,
+    /// What is written from now on.
+    Writes,
+}
+
+/// Reaches a server, logs in and introduces itself as a replica. A refusal (`Ok(Err(…))`) means that the server allows none.
+pub(crate) async fn introduce<'a>(
     params: &Params,
-    context: &EngineContext,
-) -> Result<Result<Link, Refusal>, EngineError> {
+    context: &'a EngineContext,
+    reads: Reads,
+) -> Result<Result<Lines<'a>, Refusal>, EngineError> {
     let (wire, _) = reach(params).await?;
     let mut lines = Lines {
         wire,
@@ -105,17 +116,21 @@ async fn begin_link(
         }
     }
     // What an older server does not know of these it refuses, and does without.
-    for capability in [
+    let mut capabilities = vec![
         cmd("CLIENT")
             .arg("SETNAME")
-            .arg(context.attempt.to_string()),
-        cmd("REPLCONF").arg("listening-port").arg(0),
+            .arg(context.attempt.to_string())
+            .to_owned(),
+        cmd("REPLCONF").arg("listening-port").arg(0).to_owned(),
+    ];
+    if reads == Reads::Rdb {
         // Since Redis 7.0: no stream of writes is kept for us while we read.
-        cmd("REPLCONF").arg("rdb-only").arg(1),
-    ] {
+        capabilities.push(cmd("REPLCONF").arg("rdb-only").arg(1).to_owned());
+    }
+    for capability in &capabilities {
         let _unknown = lines.ask(capability).await?;
     }
-    if let Err(refusal) = lines
+    let known = lines
         .ask(
             cmd("REPLCONF")
                 .arg("capa")
@@ -123,10 +138,18 @@ async fn begin_link(
                 .arg("capa")
                 .arg("psync2"),
         )
-        .await?
-    {
-        return Ok(Err(refusal));
-    }
+        .await?;
+    Ok(known.map(|_| lines))
+}
+
+async fn begin_link(
+    params: &Params,
+    context: &EngineContext,
+) -> Result<Result<Link, Refusal>, EngineError> {
+    let mut lines = match introduce(params, context, Reads::Rdb).await? {
+        Ok(lines) => lines,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
     let answer = match lines.ask(cmd("PSYNC").arg("?").arg(-1)).await? {
         Ok(answer) => answer,
         Err(refusal) => return Ok(Err(refusal)),
@@ -174,16 +197,20 @@ fn refusal_in(line: &[u8]) -> Option<Refusal> {
 }
 
 /// The beginning of a link: commands out, lines in.
-struct Lines<'a> {
-    wire: Box<dyn Wire>,
+pub(crate) struct Lines<'a> {
+    pub(crate) wire: Box<dyn Wire>,
     server: String,
-    ahead: Vec<u8>,
+    /// Bytes that were read behind the last line.
+    pub(crate) ahead: Vec<u8>,
     progress: &'a EngineContext,
 }
 
 impl Lines<'_> {
     /// Sends a command whose answer is one line; gives the line without its sign.
-    async fn ask(&mut self, command: &redis::Cmd) -> Result<Result<String, Refusal>, EngineError> {
+    pub(crate) async fn ask(
+        &mut self,
+        command: &redis::Cmd,
+    ) -> Result<Result<String, Refusal>, EngineError> {
         self.wire
             .write_all(&command.get_packed_command())
             .await
@@ -233,8 +260,8 @@ impl Lines<'_> {
 }
 
 /// Reads what comes next; the end of the connection is an error.
-async fn receive(
-    wire: &mut Box<dyn Wire>,
+pub(crate) async fn receive(
+    wire: &mut (impl AsyncRead + Unpin),
     server: &str,
     buffer: &mut [u8],
 ) -> Result<usize, EngineError> {
@@ -249,7 +276,7 @@ async fn receive(
     }
 }
 
-fn lost(server: &str, what: &dyn std::fmt::Display) -> EngineError {
+pub(crate) fn lost(server: &str, what: &dyn std::fmt::Display) -> EngineError {
     EngineError::Unreachable {
         server: server.to_owned(),
         what: format!("the replication link was lost: {what}"),
@@ -381,7 +408,7 @@ impl RdbSpool {
         Ok(())
     }
 
-    fn end(&self, whole: bool) {
+    pub(crate) fn end(&self, whole: bool) {
         self.change(|filled| filled.ended = Some(whole));
     }
 

@@ -12,7 +12,7 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -25,10 +25,12 @@ use fettler_private_server::{Place, PrivateServer, Process, User, make_folder, w
 use redis::cmd;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     connect::{Info, Session},
     identify::{free_memory, require_plain, visit},
+    locate::{Purpose, locate},
     params::Params,
 };
 
@@ -79,6 +81,8 @@ enum Made {
     },
     /// The content of a server that was named.
     Content { mark: String },
+    /// A file that has not its name yet.
+    File { path: PathBuf },
 }
 
 /// The key that marks a sandbox of a job.
@@ -184,6 +188,17 @@ fn server_artefact(name: &str, folder: &Path, process: Option<Process>) -> Artef
         &Made::Server {
             folder: folder.to_owned(),
             process,
+        },
+    )
+}
+
+/// A file that an attempt writes before it gives it its name.
+pub(crate) fn file_artefact(path: &Path) -> Artefact {
+    artefact(
+        "file",
+        &path.display().to_string(),
+        &Made::File {
+            path: path.to_owned(),
         },
     )
 }
@@ -305,7 +320,7 @@ fn require_version(params: &Params, info: &Info) -> Result<(), EngineError> {
 
 /// Marks a server that was named and is empty.
 async fn open_named(context: &EngineContext, server: &Target) -> Result<Sandbox, EngineError> {
-    let params = Params::of(server)?;
+    let params = locate(server, Purpose::Write, &context.stop).await?;
     if params.database.is_some() {
         return Err(EngineError::Missing {
             code: "sandbox",
@@ -365,6 +380,13 @@ pub(crate) async fn remove(
     match made {
         Made::Server { folder, process } => remove_server(folder, process).await,
         Made::Content { mark } => remove_content(&mark, server).await,
+        Made::File { path } => match tokio::fs::remove_file(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(EngineError::local(
+                format!("removing {}", path.display()),
+                error,
+            )),
+            _ => Ok(()),
+        },
     }
 }
 
@@ -375,7 +397,8 @@ async fn remove_content(mark: &str, server: Option<&Target>) -> Result<(), Engin
         what: "the sandbox's server is not known, and cannot be emptied".to_owned(),
         remedy: "empty it by hand (`FLUSHALL`), if it holds nothing else".to_owned(),
     })?;
-    let mut session = visit(&Params::of(server)?).await?;
+    let params = locate(server, Purpose::Write, &CancellationToken::new()).await?;
+    let mut session = visit(&params).await?;
     if !has_mark(&mut session, mark).await? {
         return Ok(());
     }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     blocking,
+    cluster::SlotSet,
     collect::{CollectError, Collected, Collector},
     connect::{Info, Session},
     params::Params,
@@ -38,15 +39,55 @@ struct Read {
     payload: Vec<u8>,
 }
 
-/// Reads what a selection has. Gives what was collected, and between which offsets.
+/// Reads what a selection has, of one server or of every primary of a cluster with its slots. Gives what was collected, and for
+/// each between which offsets.
 pub(crate) async fn read(
     context: &EngineContext,
     params: &Params,
+    servers: Vec<(&mut Session, Option<SlotSet>)>,
+    selection: &Selection,
+    mut collector: Collector,
+) -> Result<(Collected, Vec<serde_json::Value>), EngineError> {
+    let mut positions = Vec::new();
+    // The servers' own counts, as long as all of them are of what was read.
+    let mut counts = Some(BTreeMap::<u32, u64>::new());
+    for (session, slots) in servers {
+        collector.begin_node(slots);
+        let before = session.info().await?;
+        let (read, after) = read_one(context, session, &before, selection, collector).await?;
+        collector = read;
+        counts = counts.filter(|_| is_untouched(&before, &after));
+        for (database, keys) in after.keys() {
+            if let Some(counts) = &mut counts {
+                *counts.entry(database).or_default() += keys;
+            }
+        }
+        positions.push(json!({
+            "replication_id": after.text("master_replid"),
+            "offset_before": before.number("master_repl_offset"),
+            "offset_after": after.number("master_repl_offset"),
+        }));
+    }
+    if let Some(mut counts) = counts {
+        counts.entry(params.database.unwrap_or(0)).or_default();
+        for (database, keys) in counts {
+            if selection.may_have(database) {
+                collector.counted(database, Some(keys));
+            }
+        }
+    }
+    let collected = blocking(move || Ok(collector.finish())).await?;
+    Ok((collected, positions))
+}
+
+/// Reads one server; gives what it says afterwards.
+async fn read_one(
+    context: &EngineContext,
     session: &mut Session,
+    before: &Info,
     selection: &Selection,
     collector: Collector,
-) -> Result<(Collected, serde_json::Value), EngineError> {
-    let before = session.info().await?;
+) -> Result<(Collector, Info), EngineError> {
     let functions = match functions_of(session).await? {
         Ok(functions) => functions,
         Err(refusal) => return Err(refusal.doing(session.server(), "listing functions")),
@@ -70,7 +111,7 @@ pub(crate) async fn read(
         }
         failure.map(|()| collector)
     });
-    let scanning = scan_all(context, session, &before, selection, send);
+    let scanning = scan_all(context, session, before, selection, send);
     let (scanned, collected) = tokio::join!(scanning, collecting);
     let mut collector = match (scanned, collected) {
         (Ok(left_out), Ok(mut collector)) => {
@@ -88,26 +129,7 @@ pub(crate) async fn read(
             .map_err(|error| error.doing("reading functions"))?;
     }
     let after = session.info().await?;
-    if is_untouched(&before, &after) {
-        let counted = after.keys();
-        let databases = counted
-            .keys()
-            .copied()
-            .chain([params.database.unwrap_or(0)])
-            .filter(|database| selection.may_have(*database));
-        for database in databases {
-            let keys = counted.get(&database).copied().unwrap_or(0);
-            collector.counted(database, Some(keys));
-        }
-    }
-    let position = json!({
-        "method": "scan",
-        "replication_id": after.text("master_replid"),
-        "offset_before": before.number("master_repl_offset"),
-        "offset_after": after.number("master_repl_offset"),
-    });
-    let collected = blocking(move || Ok(collector.finish())).await?;
-    Ok((collected, position))
+    Ok((collector, after))
 }
 
 /// Whether the server's own count of keys is of what was read: nothing was written, expired or evicted meanwhile. A

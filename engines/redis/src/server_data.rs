@@ -179,9 +179,31 @@ pub(crate) async fn functions_of(
     Ok(Ok(found))
 }
 
+/// The name that a library gives itself in its first line: `#!lua name=shop`.
+pub(crate) fn library_name(code: &[u8]) -> Option<String> {
+    let first = code.split(|byte| *byte == b'\n').next()?;
+    String::from_utf8_lossy(first)
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("name=").map(ToOwned::to_owned))
+}
+
+/// The users of a server as `ACL LIST` writes them; nothing where the list may not be read.
+pub(crate) async fn users_of(session: &mut Session) -> Result<Option<Vec<String>>, EngineError> {
+    let answer = session.try_ask(cmd("ACL").arg("LIST")).await?;
+    Ok(answer
+        .ok()
+        .and_then(|value| Vec::<String>::from_redis_value(value).ok()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_librarys_name_stands_in_its_first_line() {
+        assert_eq!(library_name(b"#!lua name=shop\nreturn 1").unwrap(), "shop");
+        assert_eq!(library_name(b"return 1"), None);
+    }
 
     #[test]
     fn p9_no_secret_of_the_configuration_is_stored() {

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cleanup;
 mod common;
 mod everything;
+mod extract;
 mod login;
+mod moments;
 mod part;
 mod proof;
 mod ranges;

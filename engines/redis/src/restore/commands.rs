@@ -8,6 +8,7 @@ use redis::{Cmd, cmd};
 
 use super::put_off;
 use crate::{
+    cluster::{slot_of, tag_of},
     error::Refusal,
     rdb::{Payload, needed_version},
     records::{Element, KeyHead, Kind, RecordEvent, Size},
@@ -40,6 +41,8 @@ pub(super) struct Plan {
     /// Databases of the backup, with their numbers at the target.
     pub(super) databases: BTreeMap<u32, u32>,
     pub(super) is_sandbox: bool,
+    /// Whether each command has to go to the node that serves its key.
+    pub(super) is_cluster: bool,
     pub(super) job: JobId,
 }
 
@@ -108,6 +111,8 @@ impl Outcome {
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) command: Cmd,
+    /// The slot of its keys.
+    pub(super) slot: u16,
     /// The number of the database at the target.
     pub(super) database: u32,
     /// What it is a part of, in words without names of keys.
@@ -157,8 +162,12 @@ impl Key {
 /// Makes commands of the keys of one stream.
 #[derive(Debug)]
 pub(super) struct Commands {
-    /// Under which name large values are built.
+    /// How the names begin under which large values are built.
+    prefix: String,
+    /// The name under which the present one is.
     temporary: String,
+    /// How many there were.
+    large: u64,
     building: Building,
     pub(super) planned: Vec<Planned>,
     pub(super) outcome: Outcome,
@@ -167,7 +176,9 @@ pub(super) struct Commands {
 impl Commands {
     pub(super) fn new(plan: &Plan, stream: &str) -> Self {
         Self {
-            temporary: format!("fettler/{}/{stream}", plan.job.uuid().simple()),
+            prefix: format!("fettler/{}/{stream}", plan.job.uuid().simple()),
+            temporary: String::new(),
+            large: 0,
             building: Building::Skipped,
             planned: Vec::new(),
             outcome: Outcome::default(),
@@ -231,6 +242,15 @@ impl Commands {
                 key,
             };
             return;
+        }
+        self.temporary = self.prefix.clone();
+        if plan.is_cluster {
+            // In the slot of the key, since it is renamed within it; and each of its own, since those that wait for a slot
+            // to come to rest are overtaken by others.
+            self.large += 1;
+            let tag = tag_of(slot_of(head.key));
+            self.temporary
+                .push_str(&format!("/{}/{{{tag}}}", self.large));
         }
         let remove = cmd("UNLINK").arg(&self.temporary).to_owned();
         self.plan(&key, remove, 0);
@@ -320,10 +340,11 @@ impl Commands {
             commands.push((expire, 0));
         }
         (*elements, *bytes) = (0, 0);
-        let (database, doing) = (key.database, key.doing());
+        let (database, doing, slot) = (key.database, key.doing(), slot_of(&key.name));
         self.planned
             .extend(commands.into_iter().map(|(command, bytes)| Planned {
                 command,
+                slot,
                 database,
                 doing: doing.clone(),
                 bytes,
@@ -367,6 +388,7 @@ impl Commands {
     fn plan(&mut self, key: &Key, command: Cmd, bytes: usize) {
         self.planned.push(Planned {
             command,
+            slot: slot_of(&key.name),
             database: key.database,
             doing: key.doing(),
             bytes,

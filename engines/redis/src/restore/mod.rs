@@ -9,9 +9,11 @@
 
 mod commands;
 mod prepare;
+mod servers;
 mod write;
 
-pub(crate) use prepare::unrestored_users;
+pub(crate) use prepare::{databases, now, unrestored_users};
+pub(crate) use servers::{Server, Servers};
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -25,8 +27,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     backup::BackupData,
-    connect::{Session, end_predecessors},
-    identify::require_plain,
+    connect::Info,
+    locate::{Purpose, locate},
     params::Params,
     sandbox,
     select::Selection,
@@ -82,15 +84,40 @@ pub(crate) async fn restore(
 ) -> Result<RestoreReport, EngineError> {
     context.check_stop()?;
     let data = BackupData::of(report)?;
-    let params = Params::of(target)?;
+    let params = locate(target, Purpose::Write, &context.stop).await?;
+    let may_fail_over = params.sentinels.is_some();
+    let answer = restore_to(context, backup, report, &data, target, &params, options).await;
+    match answer {
+        // The primary that was looked up has become a replica: the next attempt looks up the new one.
+        Err(EngineError::Missing {
+            code: "primary",
+            what,
+            ..
+        }) if may_fail_over => Err(EngineError::Database {
+            what,
+            transient: true,
+        }),
+        other => other,
+    }
+}
+
+/// Puts a backup back into the server, or the cluster, that a target led to.
+async fn restore_to(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    report: &BackupReport,
+    data: &BackupData,
+    target: &Target,
+    params: &Params,
+    options: &RestoreOptions,
+) -> Result<RestoreReport, EngineError> {
     let selection = Selection::of_restore(&options.only)?;
-    let mut session = Session::of_attempt(&params, context).await?;
-    end_predecessors(&mut session, context).await?;
-    let info = session.info().await?;
-    require_plain(&params, &info)?;
-    prepare::require_primary(&params, &info)?;
-    let databases = prepare::databases(report, &data, &params, &selection)?;
-    let is_sandbox = sandbox::is_marked(&mut session, context).await?;
+    let mut servers = Servers::open(context, params).await?;
+    let databases = prepare::databases(report, data, params, &selection)?;
+    if servers.is_cluster {
+        prepare::require_one_database(params, &databases)?;
+    }
+    let is_sandbox = !servers.is_cluster && sandbox::is_marked(servers.first(), context).await?;
     let server = if selection.functions || selection.users {
         ServerData::of_backup(backup).await?
     } else {
@@ -100,7 +127,7 @@ pub(crate) async fn restore(
     let mut checkpoint = Checkpoint {
         target: target.url.to_string(),
         only: options.only.clone(),
-        run_id: info.text("run_id").to_owned(),
+        run_id: servers.run_ids(),
         ..Checkpoint::default()
     };
     if let Some(left) = context.checkpoints.load().await?
@@ -116,7 +143,7 @@ pub(crate) async fn restore(
     if !checkpoint.prepared {
         prepare::make_room(
             context,
-            &mut session,
+            &mut servers,
             &selection,
             &databases,
             &server,
@@ -134,27 +161,33 @@ pub(crate) async fn restore(
     let mut outcome = Outcome::default();
     let mut warnings = Vec::new();
     if selection.functions {
-        prepare::load_functions(context, &mut session, &server, &mut outcome).await?;
+        for one in &mut servers.all {
+            prepare::load_functions(context, &mut one.session, &server, &mut outcome).await?;
+        }
     }
     if selection.users {
-        prepare::set_users(context, &mut session, &server, &mut outcome, &mut warnings).await?;
+        for one in &mut servers.all {
+            let session = &mut one.session;
+            prepare::set_users(context, session, &server, &mut outcome, &mut warnings).await?;
+        }
     } else if selection.is_everything() && !is_sandbox {
         warnings.extend(prepare::unrestored_users(report));
     }
     let plan = Arc::new(Plan {
-        now: prepare::now(&mut session).await?,
-        rdb_version: info.rdb_version(),
-        version: info.version(),
+        now: prepare::now(servers.first()).await?,
+        rdb_version: oldest(&servers, Info::rdb_version),
+        version: oldest(&servers, Info::version),
+        is_cluster: servers.is_cluster,
         selection,
         databases,
         is_sandbox,
         job: context.attempt.job,
     });
-    drop(session);
+    drop(servers);
     if !plan.databases.is_empty() {
-        outcome.merge(write_streams(context, backup, &params, &plan, checkpoint).await?);
+        outcome.merge(write_streams(context, backup, params, &plan, checkpoint).await?);
         if !is_sandbox {
-            prepare::unmark(context, &params, &plan.selection, &plan.databases).await?;
+            prepare::unmark(context, params, &plan.selection, &plan.databases).await?;
         }
     }
     if outcome.expired > 0 {
@@ -172,6 +205,16 @@ pub(crate) async fn restore(
         failed_statements: outcome.failures(),
         warnings,
     })
+}
+
+/// The least of what the servers tell.
+fn oldest<T: Ord + Default>(servers: &Servers, tell: impl Fn(&Info) -> T) -> T {
+    servers
+        .all
+        .iter()
+        .map(|server| tell(&server.info))
+        .min()
+        .unwrap_or_default()
 }
 
 async fn save(context: &EngineContext, checkpoint: &Checkpoint) -> Result<(), EngineError> {

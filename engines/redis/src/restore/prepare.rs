@@ -6,15 +6,16 @@ use fettler_engine::{AttemptName, BackupReport, EngineContext, EngineError};
 use fettler_model::Warning;
 use redis::{Value, cmd};
 
-use super::commands::Outcome;
+use super::{commands::Outcome, servers::Servers};
 use crate::{
     backup::BackupData,
     connect::{Info, Session},
+    identify::require_database_0,
     params::Params,
     sandbox,
     scan::milliseconds,
     select::Selection,
-    server_data::{ServerData, functions_of},
+    server_data::{ServerData, functions_of, library_name},
 };
 
 /// Keys looked at in one step when a pattern is looked for.
@@ -41,7 +42,7 @@ pub(super) fn require_primary(params: &Params, info: &Info) -> Result<(), Engine
 }
 
 /// The databases of the backup that are restored, each with its number at the target.
-pub(super) fn databases(
+pub(crate) fn databases(
     report: &BackupReport,
     data: &BackupData,
     params: &Params,
@@ -87,8 +88,34 @@ pub(super) fn databases(
     }
 }
 
+/// An error where something would go into a database that a cluster does not have.
+pub(super) fn require_one_database(
+    params: &Params,
+    databases: &BTreeMap<u32, u32>,
+) -> Result<(), EngineError> {
+    require_database_0(params)?;
+    let others: Vec<String> = databases
+        .values()
+        .filter(|number| **number != 0)
+        .map(ToString::to_string)
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(EngineError::Missing {
+        code: "database",
+        what: format!(
+            "the backup has keys in the databases {}, and {} is a cluster, which has database 0 alone",
+            others.join(", "),
+            params.server()
+        ),
+        remedy: "restore database 0 with `--only db0`; another one goes there with `--only db3` and `/0` behind the target's host"
+            .to_owned(),
+    })
+}
+
 /// The server's time in milliseconds since 1970.
-pub(super) async fn now(session: &mut Session) -> Result<i64, EngineError> {
+pub(crate) async fn now(session: &mut Session) -> Result<i64, EngineError> {
     let time: Value = session.ask(&cmd("TIME"), "asking for the time").await?;
     milliseconds(time).ok_or_else(|| session.unexpected("asking for the time", &"no time"))
 }
@@ -108,7 +135,7 @@ pub(super) struct Allowed {
 /// database that is restored as a whole gets a mark, which says until its end that what it holds is half-done.
 pub(super) async fn make_room(
     context: &EngineContext,
-    session: &mut Session,
+    servers: &mut Servers,
     selection: &Selection,
     databases: &BTreeMap<u32, u32>,
     server: &ServerData,
@@ -121,19 +148,24 @@ pub(super) async fn make_room(
     } = allowed;
     let mut to_empty = Vec::new();
     for (from, to) in databases {
-        session.select(*to).await?;
+        servers.select(*to).await?;
         if selection.has_all_of(*from) {
-            let keys: u64 = session.ask(&cmd("DBSIZE"), "counting keys").await?;
+            let mut keys = 0;
+            for one in &mut servers.all {
+                let counted: u64 = one.session.ask(&cmd("DBSIZE"), "counting keys").await?;
+                keys += counted;
+            }
             let own = u64::from(is_sandbox && *to == sandbox::MARK_DATABASE);
             if keys > own {
-                let is_half_done = match half_done(session, context).await? {
+                let marked = servers.of_key(MARK.as_bytes());
+                let is_half_done = match half_done(marked, context).await? {
                     HalfDone::ByThisJob => true,
                     HalfDone::ByAnother => start_again,
                     HalfDone::No => false,
                 };
                 refuse_unless(
                     overwrite || is_half_done,
-                    session,
+                    servers.first(),
                     &format!("database {to} holds {keys} keys"),
                 )?;
                 to_empty.push(*to);
@@ -146,39 +178,37 @@ pub(super) async fn make_room(
             .filter(|part| part.database == *from)
             .filter_map(|part| part.pattern.as_ref());
         for pattern in patterns {
-            if !overwrite && holds(session, pattern).await? {
-                let what = format!(
-                    "database {to} holds keys that `{}` fits",
-                    String::from_utf8_lossy(pattern)
-                );
-                refuse_unless(overwrite, session, &what)?;
+            for one in &mut servers.all {
+                if !overwrite && holds(&mut one.session, pattern).await? {
+                    let what = format!(
+                        "database {to} holds keys that `{}` fits",
+                        String::from_utf8_lossy(pattern)
+                    );
+                    refuse_unless(overwrite, &one.session, &what)?;
+                }
             }
         }
     }
     if selection.functions && !server.functions.is_empty() && !overwrite {
-        let there = functions_of(session).await?.unwrap_or_default();
-        for code in &server.functions {
-            if let Some(name) = library_name(code)
-                && there
-                    .iter()
-                    .any(|(has, other)| *has == name && other != code)
-            {
-                let what = format!("there is another library of functions named {name}");
-                refuse_unless(overwrite, session, &what)?;
-            }
+        for one in &mut servers.all {
+            require_no_other_library(&mut one.session, server).await?;
         }
     }
     for database in to_empty {
-        context.fence.check().await?;
-        session.select(database).await?;
-        let flush = cmd("FLUSHDB").arg("ASYNC").to_owned();
-        session
-            .ask::<()>(&flush, &format!("emptying database {database}"))
-            .await?;
+        for one in &mut servers.all {
+            let session = &mut one.session;
+            context.fence.check().await?;
+            session.select(database).await?;
+            let flush = cmd("FLUSHDB").arg("ASYNC").to_owned();
+            session
+                .ask::<()>(&flush, &format!("emptying database {database}"))
+                .await?;
+        }
     }
     if !is_sandbox {
         for database in whole(selection, databases) {
             context.fence.check().await?;
+            let session = servers.of_key(MARK.as_bytes());
             session.select(database).await?;
             let mark = cmd("SET")
                 .arg(MARK)
@@ -189,7 +219,26 @@ pub(super) async fn make_room(
                 .await?;
         }
     }
-    session.select(0).await
+    servers.select(0).await
+}
+
+/// An error where a server has another library of functions under a name of the backup's.
+async fn require_no_other_library(
+    session: &mut Session,
+    server: &ServerData,
+) -> Result<(), EngineError> {
+    let there = functions_of(session).await?.unwrap_or_default();
+    for code in &server.functions {
+        if let Some(name) = library_name(code)
+            && there
+                .iter()
+                .any(|(has, other)| *has == name && other != code)
+        {
+            let what = format!("there is another library of functions named {name}");
+            refuse_unless(false, session, &what)?;
+        }
+    }
+    Ok(())
 }
 
 /// The databases of the target that are restored as a whole.
@@ -232,9 +281,10 @@ pub(super) async fn unmark(
     selection: &Selection,
     databases: &BTreeMap<u32, u32>,
 ) -> Result<(), EngineError> {
-    let mut session = Session::of_attempt(params, context).await?;
+    let mut servers = Servers::reach(context, params).await?;
     for database in whole(selection, databases) {
         context.fence.check().await?;
+        let session = servers.of_key(MARK.as_bytes());
         session.select(database).await?;
         session
             .ask::<()>(cmd("UNLINK").arg(MARK), "ending the restore of a database")
@@ -274,14 +324,6 @@ async fn holds(session: &mut Session, pattern: &[u8]) -> Result<bool, EngineErro
             return Ok(false);
         }
     }
-}
-
-/// The name that a library gives itself in its first line: `#!lua name=shop`.
-fn library_name(code: &[u8]) -> Option<String> {
-    let first = code.split(|byte| *byte == b'\n').next()?;
-    String::from_utf8_lossy(first)
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("name=").map(ToOwned::to_owned))
 }
 
 /// Puts the libraries of functions back.
@@ -331,10 +373,13 @@ pub(super) async fn set_users(
             continue;
         };
         if name == "default" {
-            warnings.push(Warning {
+            let left = Warning {
                 code: "redis.default_user".to_owned(),
                 message: "the user `default` was left as it is at the target".to_owned(),
-            });
+            };
+            if !warnings.contains(&left) {
+                warnings.push(left);
+            }
             continue;
         }
         context.fence.check().await?;
@@ -403,11 +448,5 @@ mod tests {
                 "(%R~c +get)"
             ]
         );
-    }
-
-    #[test]
-    fn a_librarys_name_stands_in_its_first_line() {
-        assert_eq!(library_name(b"#!lua name=shop\nreturn 1").unwrap(), "shop");
-        assert_eq!(library_name(b"return 1"), None);
     }
 }

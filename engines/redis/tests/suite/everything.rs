@@ -163,6 +163,7 @@ async fn what_is_excluded_is_left_out_and_the_rest_is_proven() {
     let sink = MemorySink::default();
     let options = BackupOptions {
         exclude: vec!["db0/*:large".to_owned(), "db15".to_owned()],
+        ..BackupOptions::default()
     };
     let report = ENGINE
         .backup(

@@ -31,7 +31,7 @@ async fn chunks(backup: &MemorySource) -> (HashSet<blake3::Hash>, Vec<(blake3::H
 }
 
 /// Which part of the second backup is not in the first.
-async fn new_part(first: &MemorySource, second: &MemorySource) -> f64 {
+pub async fn new_part(first: &MemorySource, second: &MemorySource) -> f64 {
     let (known, _) = chunks(first).await;
     let (_, all) = chunks(second).await;
     let total: u64 = all.iter().map(|(_, bytes)| bytes).sum();

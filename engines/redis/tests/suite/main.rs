@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cleanup;
 mod common;
 mod everything;
+mod extract;
 mod incremental;
 mod login;
+mod moments;
 mod part;
 mod proof;
 mod rdb_file;
@@ -13,3 +16,4 @@ mod refusals;
 mod resume;
 mod sandbox;
 mod size;
+mod topology;

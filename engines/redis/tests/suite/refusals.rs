@@ -112,6 +112,7 @@ async fn a_replica_a_full_server_and_a_cluster_are_told_from_each_other() {
             .unwrap()
             < 4 << 20
     );
+    // A node that was never made part of a cluster serves no slots.
     let cluster = RedisServer::start(options().setting("cluster-enabled", "yes")).unwrap();
     assert_eq!(code(&cluster.url()).await, "engine.missing.cluster");
     let error = Problem::from(try_back_up(&cluster.url()).await.unwrap_err());

@@ -57,7 +57,7 @@ impl StreamSource for GoesAway {
     }
 }
 
-async fn attempt(
+pub async fn attempt(
     context: &EngineContext,
     backup: &dyn StreamSource,
     report: &BackupReport,
@@ -76,7 +76,12 @@ async fn attempt(
 }
 
 /// Lets attempts fail, each a little later; gives the number of the next one.
-async fn cut_off(job: &Attempt, backup: &MemorySource, report: &BackupReport, url: &str) -> u32 {
+pub async fn cut_off(
+    job: &Attempt,
+    backup: &MemorySource,
+    report: &BackupReport,
+    url: &str,
+) -> u32 {
     let mut number = 1;
     for after in [1, 10, 10] {
         let source = GoesAway::after(backup, after);
@@ -92,7 +97,7 @@ async fn cut_off(job: &Attempt, backup: &MemorySource, report: &BackupReport, ur
     number
 }
 
-fn done(job: &Attempt) -> Vec<String> {
+pub fn done(job: &Attempt) -> Vec<String> {
     let checkpoint = job.record.checkpoint().unwrap();
     serde_json::from_value(checkpoint["done"].clone()).unwrap()
 }
