@@ -14,6 +14,14 @@ pub(crate) mod codes {
     pub(crate) const UNKNOWN_TABLE: u32 = 60;
     pub(crate) const READONLY: u32 = 164;
     pub(crate) const NOT_ENOUGH_SPACE: u32 = 243;
+    pub(crate) const BAD_ARGUMENTS: u32 = 36;
+    pub(crate) const INVALID_CONFIG_PARAMETER: u32 = 318;
+    pub(crate) const UNKNOWN_DISK: u32 = 479;
+    pub(crate) const TOO_LARGE_TO_DROP: u32 = 359;
+    pub(crate) const ACCESS_DENIED: u32 = 497;
+    pub(crate) const S3_ERROR: u32 = 499;
+    pub(crate) const BACKUP_NOT_FOUND: u32 = 599;
+    pub(crate) const BACKUP_ENTRY_NOT_FOUND: u32 = 605;
 }
 
 /// A refusal as the server tells it.
@@ -55,6 +63,12 @@ impl Refusal {
         }
     }
 
+    /// Whether the server does not know such a statement: SYNTAX_ERROR, NOT_IMPLEMENTED, and what the server of 2018 calls unknown kinds
+    /// of statements.
+    pub(crate) fn is_not_understood(&self) -> bool {
+        matches!(self.code, 62 | 48 | 78)
+    }
+
     /// Whether the user may not do it.
     pub(crate) fn is_not_allowed(&self) -> bool {
         // READONLY, DATABASE_ACCESS_DENIED, ACCESS_DENIED
@@ -73,7 +87,15 @@ impl Refusal {
             _ if self.is_not_allowed() => EngineError::Missing {
                 code: "grant",
                 what,
-                remedy: format!("give the user what it needs: {}", crate::identify::GRANT),
+                remedy: format!(
+                    "give the user what it needs: {}",
+                    *crate::grants::FOR_BACKUPS
+                ),
+            },
+            codes::TOO_LARGE_TO_DROP => EngineError::Missing {
+                code: "drop_limit",
+                what,
+                remedy: "set `max_table_size_to_drop` and `max_partition_size_to_drop` to 0 in the server's configuration, or make the file that the server names".to_owned(),
             },
             codes::NOT_ENOUGH_SPACE => EngineError::Missing {
                 code: "space",

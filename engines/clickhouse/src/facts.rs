@@ -7,6 +7,7 @@ use fettler_model::{ObjectFacts, ObjectKind};
 use crate::{
     backup::BackupData,
     catalogue::{Catalogue, TableDefinition},
+    cluster,
     fingerprint::{RowForm, RowHash},
     found,
     http::{Session, numbers_of},
@@ -21,11 +22,31 @@ pub(crate) async fn facts(
     copy: &Target,
     expected: &BackupReport,
 ) -> Result<Vec<ObjectFacts>, EngineError> {
+    let params = Params::of(copy)?;
+    if params.cluster.is_none() {
+        return facts_of(context, &params, expected).await;
+    }
+    let label = context.attempt.to_string();
+    let mut all = Vec::new();
+    for shard in cluster::reach(&params, &label, &context.stop).await? {
+        if let Some(first) = shard.first() {
+            let found = facts_of(context, first.session.params(), expected).await?;
+            cluster::add_facts(&mut all, found);
+        }
+    }
+    Ok(all)
+}
+
+/// Reads a copy in one server.
+async fn facts_of(
+    context: &EngineContext,
+    params: &Params,
+    expected: &BackupReport,
+) -> Result<Vec<ObjectFacts>, EngineError> {
     context.check_stop()?;
     let data = BackupData::of(expected)?;
-    let params = Params::of(copy)?;
-    let session = Session::of_attempt(&params, context).await?;
-    let mapping = Mapping::of(&params, &data.databases)?;
+    let session = Session::of_attempt(params, context).await?;
+    let mapping = Mapping::of(params, &data.databases)?;
     let mut catalogue = Catalogue::read(
         &session,
         params.database.as_deref(),

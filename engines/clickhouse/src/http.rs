@@ -71,7 +71,8 @@ impl Session {
         Self::open(params, "fettler", &CancellationToken::new()).await
     }
 
-    async fn open(
+    /// A session of somebody, whose name its statements carry. They end early when `stop` is cancelled.
+    pub(crate) async fn open(
         params: &Params,
         label: &str,
         stop: &CancellationToken,
@@ -112,6 +113,11 @@ impl Session {
             database: database.to_owned(),
             ..self.clone()
         }
+    }
+
+    /// How it is reached.
+    pub(crate) fn params(&self) -> &Params {
+        &self.params
     }
 
     /// The server's name in messages.
@@ -219,6 +225,34 @@ impl Session {
             .is_empty())
     }
 
+    /// The bytes of an answer, up to so many; nothing where it is longer. A refusal is an answer too.
+    pub(crate) async fn try_bytes(
+        &self,
+        sql: &str,
+        settings: &[(&str, &str)],
+        most: usize,
+        doing: &str,
+    ) -> Result<Answer<Option<Vec<u8>>>, EngineError> {
+        let mut response = match self.send(sql, settings, None, doing).await? {
+            Ok(response) => response,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let mut body = Vec::new();
+        while let Some(piece) = self
+            .stop
+            .run_until_cancelled(response.chunk())
+            .await
+            .ok_or(EngineError::Stopped)?
+            .map_err(|error| lost(&self.server(), doing, &error))?
+        {
+            if body.len() + piece.len() > most {
+                return Ok(Ok(None));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(Ok(Some(body)))
+    }
+
     /// The bytes of an answer as they come.
     pub(crate) async fn read(
         &self,
@@ -267,7 +301,7 @@ impl Session {
     async fn send(
         &self,
         sql: &str,
-        settings: &[Setting],
+        settings: &[(&str, &str)],
         data: Option<Body>,
         doing: &str,
     ) -> Result<Answer<Response>, EngineError> {

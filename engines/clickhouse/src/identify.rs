@@ -10,6 +10,8 @@ use fettler_model::{DatabaseName, Engine, ServerLoad};
 
 use crate::{
     catalogue::{Catalogue, SCRATCH_PREFIX},
+    cluster,
+    grants::{FOR_BACKUPS, FOR_USERS},
     http::Session,
     params::Params,
     select::Excluded,
@@ -18,9 +20,6 @@ use crate::{
 
 /// The longest name that a database may have in Fettler.
 const LONGEST_NAME: usize = 63;
-
-/// What the user of a backup is given; one place for messages and documentation.
-pub(crate) const GRANT: &str = "GRANT SELECT, SHOW, CREATE DATABASE, CREATE TABLE, DROP DATABASE, DROP TABLE, INSERT, ALTER TABLE, SYSTEM MERGES, KILL QUERY ON *.* TO fettler";
 
 /// Asks a server who it is.
 pub(crate) async fn identify(target: &Target) -> Result<Identity, EngineError> {
@@ -38,7 +37,11 @@ pub(crate) async fn identity(params: &Params, session: &Session) -> Result<Ident
         .ok()
         .and_then(|rows| rows.into_iter().flatten().next())
         .filter(|uuid| uuid.bytes().any(|byte| !matches!(byte, b'0' | b'-')));
-    let server = uuid.unwrap_or_else(|| session.address.clone());
+    // A cluster has no identity of its own: it is what the host of the URL calls so.
+    let server = match &params.cluster {
+        Some(cluster) => format!("cluster {cluster} of {}", params.server()),
+        None => uuid.unwrap_or_else(|| session.address.clone()),
+    };
     let database = params
         .database
         .as_ref()
@@ -67,8 +70,8 @@ pub(crate) async fn identity(params: &Params, session: &Session) -> Result<Ident
 
 /// The database's name, or the first part of the host's, or `clickhouse`.
 fn suggested_name(params: &Params) -> DatabaseName {
-    let word = match &params.database {
-        Some(database) => database.as_str(),
+    let word = match params.database.as_ref().or(params.cluster.as_ref()) {
+        Some(name) => name.as_str(),
         None if params.host.parse::<std::net::IpAddr>().is_err() => {
             params.host.split('.').next().unwrap_or_default()
         }
@@ -111,13 +114,16 @@ pub(crate) async fn preflight(
         "",
     )];
     items.push(look_at_user(&session).await?);
+    if params.cluster.is_some() {
+        items.push(look_at_cluster(&params).await);
+    }
     let catalogue = Catalogue::read(&session, params.database.as_deref(), None).await?;
     items.push(if catalogue.databases.is_empty() {
         item(
             "databases",
             PreflightLevel::Stops,
             "the user sees no database to back up",
-            GRANT,
+            &FOR_BACKUPS,
         )
     } else {
         item(
@@ -159,10 +165,34 @@ pub(crate) async fn preflight(
             "users",
             PreflightLevel::Missing,
             &format!("users, roles, quotas and row policies will not be in the backup: {refusal}"),
-            "GRANT SHOW ACCESS ON *.* TO fettler",
+            &FOR_USERS,
         ),
     });
     Ok(items)
+}
+
+/// Whether each shard of a cluster has a server that answers.
+async fn look_at_cluster(params: &Params) -> PreflightItem {
+    let stop = tokio_util::sync::CancellationToken::new();
+    match cluster::reach(params, "fettler", &stop).await {
+        Ok(shards) => {
+            let read: Vec<String> = shards
+                .iter()
+                .filter_map(|shard| Some(shard.first()?.session.server()))
+                .collect();
+            let message = format!("{} shards, read from {}", read.len(), read.join(", "));
+            item("cluster", PreflightLevel::Fine, &message, "")
+        }
+        Err(EngineError::Missing { what, remedy, .. }) => {
+            item("cluster", PreflightLevel::Stops, &what, &remedy)
+        }
+        Err(error) => item(
+            "cluster",
+            PreflightLevel::Stops,
+            &error.to_string(),
+            "each server of the cluster has to be reached by the name that system.clusters has for it, at the port of the URL, with the same login",
+        ),
+    }
 }
 
 /// Whether the user may make the scratch database of the shadows.
@@ -193,7 +223,7 @@ async fn look_at_user(session: &Session) -> Result<PreflightItem, EngineError> {
             "user",
             PreflightLevel::Stops,
             "the user may not make the scratch database of a backup",
-            GRANT,
+            &FOR_BACKUPS,
         ));
     }
     Ok(item(

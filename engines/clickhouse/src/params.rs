@@ -5,7 +5,7 @@
 //! | `clickhouse://user@host:8123/shop` | the HTTP interface; a database behind the port narrows a backup or a restore to it |
 //! | `clickhouses://user@host?ca=…&identity=…` | over TLS (port 8443): the authority to trust, and a client's certificate with its key |
 //!
-//! `?replicated=plain` makes a restore create replicated tables as plain ones, and `?hostaddr=` names the addresses to connect to.
+//! `?cluster=NAME` means all shards of a cluster that the server knows, `?replicated=plain` makes a restore create replicated tables as plain ones, and `?hostaddr=` names the addresses to connect to.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -45,6 +45,8 @@ pub(crate) struct Params {
     pub(crate) addresses: Vec<IpAddr>,
     /// Replicated tables are created as plain ones.
     pub(crate) plain_replicated: bool,
+    /// The cluster that is meant, of those that the server knows; the server alone where none is named.
+    pub(crate) cluster: Option<String>,
     /// The place is a proof's scratch area: databases have this before their names.
     pub(crate) sandbox_prefix: Option<String>,
 }
@@ -74,6 +76,7 @@ impl Params {
             database: Some(decoded(url.path().trim_matches('/'))).filter(|name| !name.is_empty()),
             addresses: Vec::new(),
             plain_replicated: false,
+            cluster: None,
             sandbox_prefix: None,
         };
         if params.host.is_empty() {
@@ -103,6 +106,7 @@ impl Params {
                         .collect::<Result<_, _>>()?;
                 }
                 ("replicated", _) if value == "plain" => params.plain_replicated = true,
+                ("cluster", _) if !value.is_empty() => params.cluster = Some(value.into_owned()),
                 ("sandbox", _) => params.sandbox_prefix = Some(value.into_owned()),
                 (other, _) => {
                     return Err(invalid(&format!("the parameter `{other}` is not known")));
@@ -111,6 +115,36 @@ impl Params {
         }
         params.tls = tls;
         Ok(params)
+    }
+
+    /// The same login for another server of the cluster, at the same port.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Missing`] (`address`), where addresses were looked at before (`hostaddr`) and this is none of them: a
+    /// server that somebody else chose could lead anywhere.
+    pub(crate) fn of_other(&self, host: &str) -> Result<Self, EngineError> {
+        let mut addresses = Vec::new();
+        if !self.addresses.is_empty() {
+            let known = host
+                .parse()
+                .ok()
+                .filter(|address| self.addresses.contains(address));
+            addresses.push(known.ok_or_else(|| EngineError::Missing {
+                code: "address",
+                what: format!(
+                    "{} leads to {host}, which is not among the addresses that may be used for it",
+                    self.server()
+                ),
+                remedy: "the operator of Fettler may name each server by itself".to_owned(),
+            })?);
+        }
+        Ok(Self {
+            host: host.trim_matches(['[', ']']).to_ascii_lowercase(),
+            addresses,
+            cluster: None,
+            ..self.clone()
+        })
     }
 
     /// The server's name in messages: `host:port`.
@@ -179,7 +213,16 @@ mod tests {
         assert_eq!(files.identity, Some("/me.pem".into()));
         assert!(tls.plain_replicated);
 
+        let cluster = read("clickhouse://ann:x@h:8124/d?cluster=two").unwrap();
+        assert_eq!(cluster.cluster.as_deref(), Some("two"));
+        let other = cluster.of_other("Ch2").unwrap();
+        assert_eq!(other.base(), "http://ch2:8124/");
+        assert_eq!(other.cluster, None);
+        assert_eq!(other.user, cluster.user);
+
         let told = read("clickhouse://h?hostaddr=10.0.0.1,::1").unwrap();
+        assert!(told.of_other("10.0.0.2").is_err() && told.of_other("h2").is_err());
+        assert_eq!(told.of_other("::1").unwrap().socket_addresses().len(), 1);
         assert_eq!(told.socket_addresses().len(), 2);
     }
 

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     catalogue::{PROOF_PREFIX, SCRATCH_PREFIX},
+    freeze,
     http::{Session, numbers_of, random_word},
     identify,
     params::Params,
@@ -140,7 +141,16 @@ fn with_prefix(server: &Target, prefix: &str) -> Result<DatabaseUrl, EngineError
     };
     let mut url = url::Url::parse(server.url.as_str()).map_err(|error| invalid(&error))?;
     url.set_path("");
-    url.query_pairs_mut().append_pair("sandbox", prefix);
+    // A proof of a cluster has all its rows on one server.
+    let kept: Vec<(String, String)> = url
+        .query_pairs()
+        .filter(|(name, _)| name != "cluster")
+        .map(|(name, value)| (name.into_owned(), value.into_owned()))
+        .collect();
+    url.query_pairs_mut()
+        .clear()
+        .extend_pairs(kept)
+        .append_pair("sandbox", prefix);
     DatabaseUrl::parse_with_password(url.as_str())
         .map(|(url, _)| url)
         .map_err(|error| invalid(&error))
@@ -170,11 +180,19 @@ pub(crate) async fn remove(
         ),
         remedy: "drop it by hand".to_owned(),
     })?;
-    let session = Session::visit(&Params::of(server)?).await?;
+    let mut params = Params::of(server)?;
+    // A shard's server, which the cluster's own named.
+    if let Some(host) = artefact.data["host"].as_str() {
+        params = params.of_other(host)?;
+    }
+    let session = Session::visit(&params).await?;
     let is_ours =
         artefact.name.starts_with(SCRATCH_PREFIX) || artefact.name.starts_with(PROOF_PREFIX);
     match artefact.kind.as_str() {
-        "database" if is_ours => drop_database(&session, &artefact.name).await,
+        "database" if is_ours => {
+            drop_database(&session, &artefact.name).await?;
+            freeze::remove(&session, &artefact.name).await
+        }
         "databases" if is_ours && artefact.name.len() > PROOF_PREFIX.len() => {
             let all = session
                 .rows(

@@ -5,17 +5,28 @@
 //! parts, partitions under patches (lightweight updates, whose change lies beside the part), tables with mutations that are
 //! not done. A copy takes space and time, and is said.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use fettler_engine::{Artefact, EngineContext, EngineError};
 use fettler_model::{Engine, JobId, Warning};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     catalogue::{Content, SCRATCH_PREFIX, TableDefinition},
+    error::{Refusal, codes},
     fingerprint::AS_STORED,
+    freeze,
     http::{Session, Setting},
     sql::{literal, quoted, table as full_table, without_replication},
 };
+
+/// How long emptying a scratch database may take; who comes later finds less to do.
+const EMPTY_WITHIN: Duration = Duration::from_secs(600);
+/// How often it is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Dropping is not refused for its size: nobody else's rows are dropped.
 pub(crate) const DROP_ANY_SIZE: [Setting; 2] = [
@@ -31,7 +42,7 @@ const COPYING: [Setting; 4] = [
 ];
 
 /// Something that is read in one piece.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Piece {
     /// The table that it is in, quoted.
     pub(crate) table: String,
@@ -75,6 +86,35 @@ impl Scratch {
         session: &Session,
         context: &EngineContext,
     ) -> Result<Self, EngineError> {
+        Self::make_as(session, context, "", serde_json::Value::Null, false).await
+    }
+
+    /// The same, which is left to the job's next attempt when this one dies.
+    pub(crate) async fn make_until_job_ends(
+        session: &Session,
+        context: &EngineContext,
+    ) -> Result<Self, EngineError> {
+        Self::make_as(session, context, "", serde_json::Value::Null, true).await
+    }
+
+    /// The same on a shard of a cluster: its record says which server has it.
+    pub(crate) async fn make_on_shard(
+        session: &Session,
+        context: &EngineContext,
+        shard: u32,
+    ) -> Result<Self, EngineError> {
+        let data = serde_json::json!({ "host": session.params().host });
+        let suffix = format!("_shard{shard}");
+        Self::make_as(session, context, &suffix, data, false).await
+    }
+
+    async fn make_as(
+        session: &Session,
+        context: &EngineContext,
+        suffix: &str,
+        data: serde_json::Value,
+        until_job_ends: bool,
+    ) -> Result<Self, EngineError> {
         let prefix = prefix_of(context.attempt.job);
         let left = session
             .rows(
@@ -88,8 +128,12 @@ impl Scratch {
                 drop_database(session, &name).await?;
             }
         }
-        let name = format!("{prefix}{}", context.attempt.token);
-        let artefact = database_artefact(&name);
+        let name = format!("{prefix}{}{suffix}", context.attempt.token);
+        let artefact = Artefact {
+            data,
+            until_job_ends,
+            ..database_artefact(&name)
+        };
         context.artefacts.record(&artefact).await?;
         context.fence.check().await?;
         session
@@ -100,6 +144,35 @@ impl Scratch {
             )
             .await?;
         Ok(Self { name, artefact })
+    }
+
+    /// The one that an earlier attempt of the job made and left, which is this attempt's from now on; nothing where it is gone.
+    pub(crate) async fn left(
+        session: &Session,
+        context: &EngineContext,
+        name: &str,
+    ) -> Result<Option<Self>, EngineError> {
+        let there = session
+            .rows(
+                &format!(
+                    "SELECT name FROM system.databases WHERE name = {}",
+                    literal(name)
+                ),
+                "looking for what an earlier attempt left",
+            )
+            .await?;
+        if there.is_empty() || !name.starts_with(&prefix_of(context.attempt.job)) {
+            return Ok(None);
+        }
+        let artefact = Artefact {
+            until_job_ends: true,
+            ..database_artefact(name)
+        };
+        context.artefacts.record(&artefact).await?;
+        Ok(Some(Self {
+            name: name.to_owned(),
+            artefact,
+        }))
     }
 
     /// Drops it with all that is in it.
@@ -113,15 +186,51 @@ impl Scratch {
     }
 }
 
-/// Drops a database of ours, whatever is in it.
+/// Drops a database of ours, whatever is in it and however large it is. Where the limit on drops is no setting of a statement
+/// (before 23.12), its tables are emptied first.
 pub(crate) async fn drop_database(session: &Session, name: &str) -> Result<(), EngineError> {
-    session
-        .run(
-            &format!("DROP DATABASE IF EXISTS {}", quoted(name)),
-            &DROP_ANY_SIZE,
-            "dropping a scratch database",
-        )
-        .await
+    let doing = "dropping a scratch database";
+    let drop = format!("DROP DATABASE IF EXISTS {}", quoted(name));
+    match session.try_run(&drop, &DROP_ANY_SIZE, doing).await? {
+        Ok(()) => return Ok(()),
+        Err(refusal) if refusal.code == codes::TOO_LARGE_TO_DROP => {}
+        Err(refusal) => return Err(refusal.doing(&session.server(), doing)),
+    }
+    empty_tables(session, name, doing).await?;
+    session.run(&drop, &DROP_ANY_SIZE, doing).await
+}
+
+/// Takes all rows out of a database's tables by mutations: the limit on drops holds for replaced and detached partitions too,
+/// and not for rows that are deleted. Waits until it is done.
+async fn empty_tables(session: &Session, database: &str, doing: &str) -> Result<(), EngineError> {
+    let filled = format!(
+        "SELECT DISTINCT table FROM system.parts WHERE active AND rows > 0 AND database = {}",
+        literal(database)
+    );
+    for table in session.rows(&filled, doing).await?.into_iter().flatten() {
+        let table = full_table(database, &table);
+        // What stops merges stops mutations too.
+        session
+            .run(&format!("SYSTEM START MERGES {table}"), &[], doing)
+            .await?;
+        session
+            .run(&format!("ALTER TABLE {table} DELETE WHERE 1"), &[], doing)
+            .await?;
+    }
+    let begun = Instant::now();
+    while !session.rows(&filled, doing).await?.is_empty() {
+        if begun.elapsed() > EMPTY_WITHIN {
+            return Err(EngineError::Busy {
+                wait: EMPTY_WITHIN,
+                what: format!(
+                    "{database} is larger than the server's limit on drops, and is not emptied after {} s",
+                    EMPTY_WITHIN.as_secs()
+                ),
+            });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
 }
 
 /// Makes shadows in a scratch database.
@@ -134,7 +243,20 @@ pub(crate) struct Shadows<'a> {
     has_hashes: bool,
     has_masks: bool,
     pub(crate) warnings: Vec<Warning>,
-    made: usize,
+    /// What was made since somebody took it away.
+    pub(crate) made: Vec<Shadow>,
+    numbered: usize,
+}
+
+/// A table in the scratch database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shadow {
+    /// Its name there.
+    pub(crate) name: String,
+    /// Whether its parts are those of the original, and not a copy of rows.
+    pub(crate) is_linked: bool,
+    /// The one partition that it is a copy of.
+    pub(crate) partition_id: Option<String>,
 }
 
 impl<'a> Shadows<'a> {
@@ -158,7 +280,8 @@ impl<'a> Shadows<'a> {
                 .has_column("parts", "has_lightweight_delete")
                 .await?,
             warnings: Vec::new(),
-            made: 0,
+            made: Vec::new(),
+            numbered: 0,
         })
     }
 
@@ -188,7 +311,7 @@ impl<'a> Shadows<'a> {
         place: &(String, String),
         source: &str,
     ) -> Result<Option<Vec<Piece>>, EngineError> {
-        let name = self.next_name();
+        let name = self.next_name(true, None);
         let shadow = full_table(self.scratch, &name);
         let doing = format!("making a shadow of {}", table.full_name());
         let described = self
@@ -227,6 +350,7 @@ impl<'a> Shadows<'a> {
         let mut pieces = Vec::new();
         if self.session.try_run(&all, &[], &doing).await?.is_err() {
             // An old server, or a table of which some partition cannot be linked.
+            let warnings = self.warnings.len();
             let partitions = self.partitions(place).await?;
             if partitions.len() > 1 {
                 self.warnings.push(Warning {
@@ -237,12 +361,21 @@ impl<'a> Shadows<'a> {
                     ),
                 });
             }
+            let mut is_first = true;
             for partition in partitions {
                 let one = format!(
                     "ALTER TABLE {shadow} ATTACH PARTITION ID {} FROM {source}",
                     literal(&partition)
                 );
-                if let Err(refusal) = self.session.try_run(&one, &[], &doing).await? {
+                let linked = self.session.try_run(&one, &[], &doing).await?;
+                let has_none = std::mem::take(&mut is_first)
+                    && linked.as_ref().is_err_and(Refusal::is_not_understood);
+                if has_none && freeze::link(self.session, place, self.scratch, &name).await? {
+                    // All partitions, at one moment.
+                    self.warnings.truncate(warnings);
+                    break;
+                }
+                if let Err(refusal) = linked {
                     self.warn(
                         table,
                         &format!("cannot be linked in its partition {partition} ({refusal})"),
@@ -281,7 +414,7 @@ impl<'a> Shadows<'a> {
         source: &str,
         partition: Option<&str>,
     ) -> Result<Option<Vec<Piece>>, EngineError> {
-        let name = self.next_name();
+        let name = self.next_name(false, partition);
         let copy = full_table(self.scratch, &name);
         let doing = format!("copying {}", table.full_name());
         let stored = table.stored();
@@ -367,9 +500,15 @@ impl<'a> Shadows<'a> {
             .collect())
     }
 
-    fn next_name(&mut self) -> String {
-        self.made += 1;
-        format!("t{}", self.made)
+    fn next_name(&mut self, is_linked: bool, partition_id: Option<&str>) -> String {
+        self.numbered += 1;
+        let name = format!("t{}", self.numbered);
+        self.made.push(Shadow {
+            name: name.clone(),
+            is_linked,
+            partition_id: partition_id.map(str::to_owned),
+        });
+        name
     }
 
     fn warn(&mut self, table: &TableDefinition, why: &str) {

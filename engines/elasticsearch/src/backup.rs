@@ -1,6 +1,6 @@
 //! The backup: what there is, then index by index the documents, then what the cluster has beside indices.
 //!
-//! Of each index: its statistics, a refresh, then a point in time. In this order, since a document that was changed and not
+//! Of each index: its statistics, a refresh, then a point in time, unless it is as the parent saw it. In this order, since a document that was changed and not
 //! yet refreshed is counted already and not yet found by a search. Each shard is read at one moment, and not all shards are at
 //! the same one: the backup says so.
 
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     blocking,
+    by_server::Snapshot,
     catalogue::{self, Catalogue, Definition, Index, Source, Unit},
     client::{Body, Client, encoded},
     error::Refusal,
@@ -36,12 +37,15 @@ use crate::{
     read::{Opened, View, Way},
     select::Selection,
     server::Server,
+    unchanged::{State, Stats},
 };
 
 /// Pieces of a stream that wait for the sink.
 const PIECES_AHEAD: usize = 8;
 /// The version of [`BackupData`] and of [`Definitions`].
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
+/// That of a backup whose documents the server holds.
+pub(crate) const FORMAT_BY_SERVER: u32 = 2;
 /// The stream of all definitions.
 const DEFINITIONS: &str = "definitions";
 
@@ -54,6 +58,9 @@ pub(crate) struct BackupData {
     pub(crate) flavour: String,
     /// Indices and data streams.
     pub(crate) units: Vec<String>,
+    /// The server's own snapshot that holds the documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<Snapshot>,
 }
 
 /// What a restore needs to know: the content of the stream of definitions.
@@ -97,7 +104,11 @@ impl BackupData {
                 "the backup's notes for Elasticsearch cannot be read: {error}"
             ))
         })?;
-        if data.format != FORMAT {
+        let is_known = match &data.snapshot {
+            None => data.format == FORMAT,
+            Some(_) => data.format == FORMAT_BY_SERVER,
+        };
+        if !is_known {
             return Err(unusable(format!(
                 "the backup's notes have the format {}",
                 data.format
@@ -121,7 +132,7 @@ impl Definitions {
             .map_err(|error| unusable(format!("the stream of definitions cannot be read: {error}")))
     }
 
-    async fn store(&self, sink: &dyn StreamSink) -> Result<(), EngineError> {
+    pub(crate) async fn store(&self, sink: &dyn StreamSink) -> Result<(), EngineError> {
         let value = serde_json::to_value(self).expect("plain data can be JSON");
         let mut writer = sink.open(DEFINITIONS, Cut::Content).await?;
         writer.write(Bytes::from(sorted_text(&value))).await?;
@@ -155,6 +166,40 @@ struct ReadIndex {
     streams: Vec<String>,
     is_point_in_time: bool,
     is_refreshed: bool,
+}
+
+/// A shard's stream, where it holds a document, and what was found in it.
+type Shard = (Option<String>, Found);
+
+/// How the shards of an index are read.
+struct Reading<'a> {
+    index: &'a str,
+    form: Form,
+    most_numbers: u64,
+    /// What the index was like before the refresh, if that is certain.
+    state: Option<State>,
+}
+
+impl ReadIndex {
+    fn of(
+        definition: Definition,
+        shards: impl IntoIterator<Item = Shard>,
+        is_point_in_time: bool,
+        is_refreshed: bool,
+    ) -> Self {
+        let mut read = Self {
+            found: Found::default(),
+            definition,
+            streams: Vec::new(),
+            is_point_in_time,
+            is_refreshed,
+        };
+        for (name, found) in shards {
+            read.streams.extend(name);
+            read.found.merge(&found);
+        }
+        read
+    }
 }
 
 /// Reads a server.
@@ -273,6 +318,7 @@ pub(crate) async fn backup(
         format: FORMAT,
         flavour: format!("{:?}", server.flavour),
         units: units.iter().map(|unit| unit.name.clone()).collect(),
+        snapshot: None,
     };
     Definitions {
         format: FORMAT,
@@ -294,7 +340,7 @@ pub(crate) async fn backup(
     })
 }
 
-fn stored(unit: &Unit, definition: Definition, streams: Vec<String>) -> StoredUnit {
+pub(crate) fn stored(unit: &Unit, definition: Definition, streams: Vec<String>) -> StoredUnit {
     StoredUnit {
         name: unit.name.clone(),
         is_data_stream: unit.is_data_stream,
@@ -303,7 +349,7 @@ fn stored(unit: &Unit, definition: Definition, streams: Vec<String>) -> StoredUn
     }
 }
 
-fn part_objects(parts: &Parts) -> Vec<fettler_model::ObjectFacts> {
+pub(crate) fn part_objects(parts: &Parts) -> Vec<fettler_model::ObjectFacts> {
     Part::ALL
         .iter()
         .filter_map(|part| {
@@ -437,10 +483,25 @@ impl Backup<'_> {
         Ok(read)
     }
 
+    /// Reads an index; nothing where it is gone. Shards that are as the parent saw them are taken over unread.
     async fn index(&self, index: &Index, form: Form) -> Result<Option<ReadIndex>, EngineError> {
-        let Some(most) = self.most_numbers(&index.name).await? else {
+        let key = &self.context.fingerprint_key;
+        let Some(stats) = Stats::of(self.client, self.server, index, form, key).await? else {
             return Ok(None);
         };
+        let mut shards: Vec<Option<Shard>> = Vec::new();
+        for shard in 0..index.definition.shards() {
+            let name = stream_name(&index.name, shard);
+            shards.push(self.take_over(name, stats.state.as_ref()).await?);
+        }
+        if shards.iter().all(Option::is_some) {
+            return Ok(Some(ReadIndex::of(
+                index.definition.clone(),
+                shards.into_iter().flatten(),
+                true,
+                true,
+            )));
+        }
         let is_refreshed = match self.refresh(&index.name).await? {
             Ok(()) => true,
             Err(refusal) if refusal.is_not_found() => return Ok(None),
@@ -451,13 +512,12 @@ impl Backup<'_> {
                 );
             }
         };
-        let way = self.oddities.way;
         let opened = View::open(
             self.client,
             self.server,
             &index.name,
             &index.definition,
-            way,
+            self.oddities.way,
         )
         .await?;
         let Some(Opened {
@@ -469,48 +529,51 @@ impl Backup<'_> {
         };
         // As it is now: a field that came between has a place in it.
         let definition = catalogue::definition(self.client, &index.name).await?;
-        let shards = stream::iter(0..view.shards())
-            .map(|shard| self.shard(&view, &index.name, shard, form, most))
+        let how = Reading {
+            index: &index.name,
+            form,
+            most_numbers: stats.most_numbers,
+            // What is not refreshed does not hold all that the state speaks of.
+            state: stats.state.filter(|_| is_refreshed),
+        };
+        let read = stream::iter(shards.into_iter().enumerate())
+            .map(|(shard, taken)| {
+                let (view, how) = (&view, &how);
+                async move {
+                    match taken {
+                        Some(taken) => Ok(taken),
+                        None => self.shard(view, shard as u32, how).await,
+                    }
+                }
+            })
             .buffered(self.context.parallel.max(1))
-            .try_collect::<Vec<(Option<String>, Found)>>()
+            .try_collect::<Vec<Shard>>()
             .await;
         view.close().await?;
-        let mut read = ReadIndex {
-            found: Found::default(),
-            definition: definition.unwrap_or_else(|| index.definition.clone()),
-            streams: Vec::new(),
+        Ok(Some(ReadIndex::of(
+            definition.unwrap_or_else(|| index.definition.clone()),
+            read?,
             is_point_in_time,
             is_refreshed,
-        };
-        for (name, found) in shards? {
-            read.streams.extend(name);
-            read.found.merge(&found);
-        }
-        Ok(Some(read))
+        )))
     }
 
-    /// The largest number of the history of any shard; nothing where the index is gone.
-    async fn most_numbers(&self, index: &str) -> Result<Option<u64>, EngineError> {
-        let path = format!(
-            "/{}/_stats?level=shards&filter_path=indices.*.shards.*.seq_no.max_seq_no&expand_wildcards=all",
-            encoded(index)
-        );
-        match self.client.try_get(&path).await? {
-            Ok(stats) => Ok(Some(
-                stats["indices"][index]["shards"]
-                    .as_object()
-                    .into_iter()
-                    .flatten()
-                    .flat_map(|(_, copies)| copies.as_array().into_iter().flatten())
-                    .filter_map(|copy| copy["seq_no"]["max_seq_no"].as_u64())
-                    .max()
-                    .unwrap_or(0),
-            )),
-            Err(refusal) if refusal.is_not_found() => Ok(None),
-            // Only the speed of sorting goes by it.
-            Err(refusal) if refusal.is_not_allowed() => Ok(Some(0)),
-            Err(refusal) => Err(refusal.doing(self.client.server(), "asking for statistics")),
+    /// Takes a shard's documents over unread if the parent holds them at that state.
+    async fn take_over(
+        &self,
+        name: String,
+        state: Option<&State>,
+    ) -> Result<Option<Shard>, EngineError> {
+        if let Some(state) = state
+            && let Some(marker) = self.sink.parent_marker(&name).await?
+            && let Some(mut found) = state.found(&marker)
+            && let Some(facts) = self.sink.take_over(&name, &marker).await?
+        {
+            self.context.progress.add(facts.bytes, facts.rows);
+            found.bytes = facts.bytes;
+            return Ok(Some((Some(name), found)));
         }
+        Ok(None)
     }
 
     async fn refresh(&self, index: &str) -> Result<Result<(), Refusal>, EngineError> {
@@ -536,19 +599,17 @@ impl Backup<'_> {
     async fn shard(
         &self,
         view: &View<'_>,
-        index: &str,
         shard: u32,
-        form: Form,
-        most: u64,
-    ) -> Result<(Option<String>, Found), EngineError> {
-        let doing = format!("reading {index}");
+        how: &Reading<'_>,
+    ) -> Result<Shard, EngineError> {
+        let doing = format!("reading {}", how.index);
         let mut reader = view.shard(shard);
         reader.count().await?;
         let hasher = RowHasher::new(&self.context.fingerprint_key);
         let mut collector = Collector::of_backup(
             hasher,
-            form,
-            most,
+            how.form,
+            how.most_numbers,
             &self.folder,
             self.oddities.loses_a_document,
         );
@@ -568,8 +629,12 @@ impl Backup<'_> {
         if found.fingerprint.rows == 0 {
             return Ok((None, found));
         }
-        let name = stream_name(index, shard);
-        found.bytes = self.store(&name, collector, &found, &doing).await?;
+        let name = stream_name(how.index, shard);
+        let end = StreamEnd {
+            rows: found.fingerprint.rows,
+            unchanged_marker: how.state.as_ref().map(|state| state.marker(&found)),
+        };
+        found.bytes = self.store(&name, collector, end, &doing).await?;
         Ok((Some(name), found))
     }
 
@@ -578,7 +643,7 @@ impl Backup<'_> {
         &self,
         name: &str,
         collector: Collector,
-        found: &Found,
+        end: StreamEnd,
         doing: &str,
     ) -> Result<u64, EngineError> {
         let (send, mut pieces) = mpsc::channel::<Bytes>(PIECES_AHEAD);
@@ -605,10 +670,6 @@ impl Backup<'_> {
         let writer = written?;
         // Only what was read to its end is a stream.
         drained?;
-        let end = StreamEnd {
-            rows: found.fingerprint.rows,
-            ..StreamEnd::default()
-        };
         Ok(writer.finish(end).await?.bytes)
     }
 }

@@ -90,6 +90,14 @@ impl Client {
         Self::new(params, &context.attempt.to_string(), &context.stop)
     }
 
+    /// A client that belongs to no attempt, whose requests end early when `stop` is cancelled.
+    pub(crate) fn visitor_until(
+        params: &Params,
+        stop: &CancellationToken,
+    ) -> Result<Self, EngineError> {
+        Self::new(params, "fettler", stop)
+    }
+
     fn new(params: &Params, name: &str, stop: &CancellationToken) -> Result<Self, EngineError> {
         let mut headers = HeaderMap::new();
         if let Ok(name) = HeaderValue::from_str(name) {

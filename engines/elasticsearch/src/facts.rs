@@ -82,8 +82,8 @@ pub(crate) async fn facts(
     Ok(objects)
 }
 
-/// Reads the documents of an index.
-async fn read(
+/// Reads the documents of an index as they are now.
+pub(crate) async fn read(
     context: &EngineContext,
     client: &Client,
     server: &Server,

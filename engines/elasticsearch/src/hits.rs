@@ -46,6 +46,9 @@ pub(crate) struct Total {
 /// A document.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Hit<'a> {
+    /// The index that holds it, also where a data stream was asked.
+    #[serde(rename = "_index", borrow, default)]
+    pub(crate) index: Cow<'a, str>,
     #[serde(rename = "_id", borrow)]
     pub(crate) id: Cow<'a, str>,
     #[serde(rename = "_routing", borrow, default)]

@@ -11,6 +11,7 @@ use crate::{
     backup::{what_is_lost, why_unreadable},
     catalogue::Catalogue,
     client::Client,
+    grants::for_backups,
     params::{Login, Params},
     parts,
     select::Selection,
@@ -19,11 +20,6 @@ use crate::{
 
 /// The longest name that a database may have in Fettler.
 const LONGEST_NAME: usize = 63;
-
-/// What the user of a backup may be given on Elasticsearch; one place for messages and documentation.
-pub(crate) const GRANT: &str = r#"POST /_security/role/fettler_backup {"cluster":["monitor","read_pipeline","read_ilm","manage_index_templates"],"indices":[{"names":["*"],"privileges":["read","view_index_metadata","monitor","maintenance"]}]}"#;
-/// The same on OpenSearch.
-pub(crate) const GRANT_OPENSEARCH: &str = r#"PUT /_plugins/_security/api/roles/fettler_backup {"cluster_permissions":["cluster_monitor","cluster_composite_ops_ro","indices:data/read/point_in_time/create","indices:data/read/point_in_time/delete","indices:data/read/scroll*","cluster:admin/ingest/pipeline/get","cluster:admin/search/pipeline/get","cluster:admin/opendistro/ism/policy/search","indices:admin/template/get","indices:admin/index_template/get","cluster:admin/component_template/get"],"index_permissions":[{"index_patterns":["*"],"allowed_actions":["read","indices_monitor","indices:admin/get","indices:admin/refresh*","indices:admin/data_stream/get","indices:admin/resolve/index"]}]}"#;
 
 /// Asks a server who it is.
 pub(crate) async fn identify(target: &Target) -> Result<Identity, EngineError> {
@@ -105,10 +101,7 @@ pub(crate) async fn preflight(
 ) -> Result<Vec<PreflightItem>, EngineError> {
     let (client, params) = Client::of(target)?;
     let server = Server::of(&client).await?;
-    let grant = match server.flavour {
-        Flavour::Elasticsearch => GRANT,
-        Flavour::OpenSearch => GRANT_OPENSEARCH,
-    };
+    let grant = for_backups(server.flavour);
     let mut items = vec![item(
         "server",
         PreflightLevel::Fine,
@@ -130,7 +123,8 @@ pub(crate) async fn preflight(
         Err(error) => return Err(error),
     };
     let selection = Selection::of_backup(&params.only, &options.exclude);
-    items.extend(look_at_indices(&catalogue, &selection));
+    let is_by_server = options.by_server.is_some();
+    items.extend(look_at_indices(&catalogue, &selection, is_by_server));
     let mut warnings = Vec::new();
     parts::read(&client, &server, &mut warnings).await?;
     for warning in warnings {
@@ -209,7 +203,11 @@ async fn look_at_privileges(
 }
 
 /// Indices whose documents cannot be read as they were written, by name, before anything starts.
-fn look_at_indices(catalogue: &Catalogue, selection: &Selection) -> Vec<PreflightItem> {
+fn look_at_indices(
+    catalogue: &Catalogue,
+    selection: &Selection,
+    is_by_server: bool,
+) -> Vec<PreflightItem> {
     let mut items = Vec::new();
     let exclude = "open it, or leave it out by name (`--exclude NAME`)";
     for unit in catalogue
@@ -218,6 +216,10 @@ fn look_at_indices(catalogue: &Catalogue, selection: &Selection) -> Vec<Prefligh
         .filter(|unit| selection.has(&unit.name))
     {
         if selection.leaves_out(&unit.name) {
+            continue;
+        }
+        // The server's own snapshots hold what no `_source` has.
+        if is_by_server && unit.indices.iter().all(|index| index.is_open) {
             continue;
         }
         for why in why_unreadable(unit) {
@@ -311,14 +313,6 @@ mod tests {
             ("localhost", "opensearch"),
         ] {
             assert_eq!(suggested_name(host, Flavour::OpenSearch).as_str(), name);
-        }
-    }
-
-    #[test]
-    fn grants_are_requests_that_a_person_can_send() {
-        for grant in [GRANT, GRANT_OPENSEARCH] {
-            let body = &grant[grant.find('{').unwrap()..];
-            serde_json::from_str::<Value>(body).unwrap();
         }
     }
 }

@@ -53,6 +53,10 @@ pub(crate) struct View<'a> {
     most_documents: u64,
     /// Nothing where it is read by scroll: each shard then has its own moment when its reading begins.
     pit: Option<String>,
+    /// Whether it holds no document at that moment. OpenSearch cannot divide such an index into its shards: it has no `_id`.
+    is_empty: bool,
+    /// Only what this query finds, and of that the names alone.
+    names_of: Option<Value>,
 }
 
 /// Says whether documents are read by point in time.
@@ -77,6 +81,8 @@ impl<'a> View<'a> {
             shards: definition.shards(),
             most_documents: definition.most_documents(),
             pit: None,
+            is_empty: false,
+            names_of: None,
         };
         if way == Way::Best {
             match view.open_point().await? {
@@ -91,6 +97,7 @@ impl<'a> View<'a> {
                 Err(_unknown) => {}
             }
         }
+        view.is_empty = view.count_of(json!({})).await? == Some(0);
         let is_point_in_time = view.pit.is_some();
         Ok(Some(Opened {
             view,
@@ -150,6 +157,25 @@ impl<'a> View<'a> {
         }
     }
 
+    /// How many documents the server counts of what is asked for, `{}` for all; nothing where some shards do not answer.
+    async fn count_of(&self, mut asked: Value) -> Result<Option<u64>, EngineError> {
+        asked["size"] = json!(0);
+        asked["track_total_hits"] = json!(true);
+        let path = if self.pit.is_some() {
+            asked["pit"] = self.point();
+            "/_search".to_owned()
+        } else {
+            format!("/{}/_search?expand_wildcards=all", encoded(&self.index))
+        };
+        let answer = self
+            .client
+            .ask(Method::POST, &path, asked, "counting documents")
+            .await?;
+        Ok((answer["_shards"]["failed"].as_u64() == Some(0))
+            .then(|| answer["hits"]["total"]["value"].as_u64())
+            .flatten())
+    }
+
     fn point(&self) -> Value {
         json!({"id": self.pit, "keep_alive": KEEP_ALIVE})
     }
@@ -164,6 +190,19 @@ impl<'a> View<'a> {
             .unexpected(&format!("reading {}", self.index), what)
     }
 
+    /// Reads from now on the names alone of those documents that a query finds.
+    pub(crate) fn names_of(&mut self, query: Value) {
+        self.names_of = Some(query);
+    }
+
+    /// How documents are asked for.
+    fn source(&self) -> Value {
+        match self.names_of {
+            Some(_) => json!(false),
+            None => self.server.whole_source(),
+        }
+    }
+
     /// How many shards there are to read.
     pub(crate) const fn shards(&self) -> u32 {
         self.shards
@@ -174,6 +213,9 @@ impl<'a> View<'a> {
         let mut asked = json!({});
         if self.shards > 1 {
             asked["slice"] = json!({"id": shard, "max": self.shards});
+        }
+        if let Some(query) = &self.names_of {
+            asked["query"] = query.clone();
         }
         asked
     }
@@ -187,8 +229,8 @@ impl<'a> View<'a> {
             scroll: None,
             after: None,
             size: FIRST_DOCUMENTS.min(self.most_documents),
-            counted: None,
-            is_done: false,
+            counted: self.is_empty.then_some(0),
+            is_done: self.is_empty,
         }
     }
 
@@ -226,18 +268,8 @@ impl ShardReader<'_> {
     /// index and not by reading. For a point in time before the first page, for a scroll after it.
     pub(crate) async fn count(&mut self) -> Result<Option<u64>, EngineError> {
         if self.counted.is_none() && self.pit.is_some() {
-            let mut asked = self.view.of_shard(self.shard);
-            asked["size"] = json!(0);
-            asked["track_total_hits"] = json!(true);
-            asked["pit"] = self.view.point();
-            let answer = self
-                .view
-                .client
-                .ask(Method::POST, "/_search", asked, "counting documents")
-                .await?;
-            if answer["_shards"]["failed"].as_u64() == Some(0) {
-                self.counted = answer["hits"]["total"]["value"].as_u64();
-            }
+            let asked = self.view.of_shard(self.shard);
+            self.counted = self.view.count_of(asked).await?;
         }
         Ok(self.counted)
     }
@@ -271,7 +303,7 @@ impl ShardReader<'_> {
             asked["track_total_hits"] = json!(false);
             asked["version"] = json!(true);
             asked["seq_no_primary_term"] = json!(true);
-            asked["_source"] = view.server.whole_source();
+            asked["_source"] = view.source();
             asked["pit"] = json!({"id": self.pit, "keep_alive": KEEP_ALIVE});
             if let Some(after) = &self.after {
                 asked["search_after"] = after.clone();
@@ -324,7 +356,7 @@ impl ShardReader<'_> {
                 asked["track_total_hits"] = json!(true);
                 asked["version"] = json!(true);
                 asked["seq_no_primary_term"] = json!(true);
-                asked["_source"] = view.server.whole_source();
+                asked["_source"] = view.source();
                 let path = format!(
                     "/{}/_search?scroll={KEEP_ALIVE}&allow_partial_search_results=false&expand_wildcards=all",
                     encoded(&view.index)

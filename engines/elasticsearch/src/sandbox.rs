@@ -160,6 +160,18 @@ pub(crate) async fn remove(
         ),
     })?;
     let (client, _) = Client::of(server)?;
+    // From a server's own snapshot data streams come back as such, and hold the indices behind them.
+    let streams = client.try_get("/_data_stream").await?.unwrap_or_default();
+    for stream in streams["data_streams"].as_array().into_iter().flatten() {
+        let name = stream["name"].as_str().unwrap_or_default();
+        if name.starts_with(&made.prefix) {
+            let path = format!("/_data_stream/{}", encoded(name));
+            let doing = format!("removing {name}");
+            client
+                .ask(Method::DELETE, &path, Body::Nothing, doing)
+                .await?;
+        }
+    }
     let path = format!(
         "/_cat/indices/{}*?expand_wildcards=all&format=json&h=index",
         encoded(&made.prefix)

@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backup::{BackupData, DEFINITIONS, Definitions, PartStream, end_predecessors},
+    by_server::{self, OwnBackup, Taking},
     catalogue::Content,
+    cluster::{self, Receiver, Several, Share},
     error::Refusal,
     http::Session,
     params::Params,
@@ -70,16 +72,66 @@ pub(crate) async fn restore(
     target: &Target,
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
+    let notes = BackupData::of(report)?;
+    let params = Params::of(target)?;
+    if params.cluster.is_none() {
+        let alone = Receiver {
+            params,
+            share: Share::ALL,
+        };
+        return restore_server(context, backup, &notes, &alone, options, Steps::All).await;
+    }
+    if notes.own.is_some() {
+        return Err(EngineError::Missing {
+            code: "cluster",
+            what: "the backup is a server's own, and the target is a cluster".to_owned(),
+            remedy: "name one of its servers: leave `cluster` out of the target's URL".to_owned(),
+        });
+    }
+    let (receivers, warnings) = cluster::receivers(context, &params, notes.shards).await?;
+    let mut all = RestoreReport {
+        warnings,
+        ..RestoreReport::default()
+    };
+    let checkpoints = Several::load(Arc::clone(&context.checkpoints)).await?;
+    // What is in the way goes everywhere before anything comes: a replica would give what it had to the others.
+    for steps in [Steps::MakeRoom, Steps::All] {
+        for receiver in &receivers {
+            let mut context = context.clone();
+            context.checkpoints = checkpoints.of(receiver.params.server());
+            let one = restore_server(&context, backup, &notes, receiver, options, steps).await?;
+            cluster::add(&mut all, one);
+        }
+    }
+    Ok(all)
+}
+
+/// How far a restore into one server goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Steps {
+    /// Until nothing is in the way.
+    MakeRoom,
+    All,
+}
+
+/// Puts one server's share of a backup back.
+async fn restore_server(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    notes: &BackupData,
+    receiver: &Receiver,
+    options: &RestoreOptions,
+    steps: Steps,
+) -> Result<RestoreReport, EngineError> {
     context.check_stop()?;
     context.progress.begin("prepare", 0, 0);
-    let _notes = BackupData::of(report)?;
-    let params = Params::of(target)?;
+    let params = &receiver.params;
     let selection = Selection::of(&options.only)?;
-    let session = Session::of_attempt(&params, context).await?;
+    let session = Session::of_attempt(params, context).await?;
     end_predecessors(&session, context).await?;
     let definitions = read_definitions(backup).await?;
     let mut checkpoint = Checkpoint {
-        target: target.url.to_string(),
+        target: receiver.name(),
         only: options.only.clone(),
         ..Checkpoint::default()
     };
@@ -94,13 +146,20 @@ pub(crate) async fn restore(
             checkpoint = left;
         }
     }
-    let plan = Plan::make(&definitions, &params, &selection)?;
+    let plan = Plan::make(&definitions, params, &selection, receiver.share)?;
+    // Before anything is removed: what cannot be put back is not replaced.
+    if let Some(own) = &notes.own {
+        by_server::require(&session, own).await?;
+    }
     let existing = plan.existing(&session).await?;
     if !checkpoint.prepared {
         plan.make_room(context, &session, &existing, may_replace)
             .await?;
         checkpoint.prepared = true;
         save(context, &checkpoint).await?;
+    }
+    if steps == Steps::MakeRoom {
+        return Ok(RestoreReport::default());
     }
 
     let mut outcome = Outcome::default();
@@ -110,7 +169,7 @@ pub(crate) async fn restore(
         session.run(&create, &[], "creating a database").await?;
     }
     if selection.is_everything() {
-        restore_functions(context, &session, &params, &definitions, &mut outcome).await?;
+        restore_functions(context, &session, params, &definitions, &mut outcome).await?;
     }
     let bytes = plan.bytes(backup);
     let (views, tables): (Vec<&Planned<'_>>, Vec<&Planned<'_>>) = plan
@@ -123,6 +182,7 @@ pub(crate) async fn restore(
         context,
         backup,
         session: &session,
+        own: notes.own.as_ref(),
         checkpoint: Mutex::new(checkpoint),
     };
     let loaded = loader.load(&plan, &tables).await?;
@@ -137,7 +197,7 @@ pub(crate) async fn restore(
         Some(&loader),
     )
     .await?;
-    if params.sandbox_prefix.is_none() {
+    if params.sandbox_prefix.is_none() && !options.still {
         rows::start_merges(&session, &plan).await?;
     }
     if selection.has_access() {
@@ -157,12 +217,40 @@ pub(crate) async fn restore(
     Ok(outcome.report)
 }
 
+/// Lets merges of what was restored begin, where a restore left them standing.
+pub(crate) async fn let_merge(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    target: &Target,
+    only: &[String],
+) -> Result<(), EngineError> {
+    let params = Params::of(target)?;
+    let receivers = if params.cluster.is_some() {
+        cluster::receivers(context, &params, None).await?.0
+    } else {
+        vec![Receiver {
+            params,
+            share: Share::ALL,
+        }]
+    };
+    let definitions = read_definitions(backup).await?;
+    for receiver in receivers {
+        let params = &receiver.params;
+        let session = Session::of_attempt(params, context).await?;
+        let plan = Plan::make(&definitions, params, &Selection::of(only)?, Share::ALL)?;
+        rows::start_merges(&session, &plan).await?;
+    }
+    Ok(())
+}
+
 async fn save(context: &EngineContext, checkpoint: &Checkpoint) -> Result<(), EngineError> {
     let checkpoint = serde_json::to_value(checkpoint).expect("plain data can be JSON");
     context.checkpoints.save(checkpoint).await
 }
 
-async fn read_definitions(backup: &dyn StreamSource) -> Result<Definitions, EngineError> {
+pub(crate) async fn read_definitions(
+    backup: &dyn StreamSource,
+) -> Result<Definitions, EngineError> {
     let bytes: Vec<bytes::Bytes> = backup.read(DEFINITIONS).await?.try_collect().await?;
     serde_json::from_slice(&bytes.concat()).map_err(|error| EngineError::Unusable {
         what: format!("the backup's definitions cannot be read: {error}"),
@@ -232,6 +320,8 @@ struct Loader<'a> {
     context: &'a EngineContext,
     backup: &'a dyn StreamSource,
     session: &'a Session,
+    /// The server's own backup, where that holds the rows.
+    own: Option<&'a OwnBackup>,
     checkpoint: Mutex<Checkpoint>,
 }
 
@@ -253,14 +343,26 @@ impl Loader<'_> {
         let mut total = (0, 0);
         for table in tables {
             let name = table.source_name();
-            if !table.record.definition.has_rows() || self.is_done(&name) {
+            let has_rows = table.record.definition.has_rows() && !table.is_filled_elsewhere();
+            if !has_rows || self.is_done(&name) {
                 continue;
             }
             self.context.check_stop()?;
             self.context.progress.item(&name);
             let into = rows::Filling::prepare(self.context, self.session, plan, table).await?;
             let into = Arc::new(into);
-            let parts: Vec<PartStream> = table.parts().into_iter().cloned().collect();
+            let parts: Vec<PartStream> = match self.own {
+                Some(own) => {
+                    let taking = Taking {
+                        context: self.context,
+                        session: self.session,
+                        own,
+                    };
+                    total.1 += into.take(&taking, table).await?;
+                    Vec::new()
+                }
+                None => table.parts().into_iter().cloned().collect(),
+            };
             let loaded: Vec<(u64, u64)> = stream::iter(parts)
                 .map(|part: PartStream| {
                     let into = Arc::clone(&into);

@@ -8,6 +8,7 @@ use super::{has_stand_in, is_chosen};
 use crate::{
     backup::{Definitions, PartStream, TableRecord},
     catalogue::Content,
+    cluster::Share,
     http::Session,
     mapping::Mapping,
     params::Params,
@@ -33,6 +34,7 @@ pub(super) struct Planned<'a> {
     pub(super) target: (String, String),
     create: String,
     stand_in: bool,
+    share: Share,
 }
 
 impl Planned<'_> {
@@ -84,17 +86,25 @@ impl Planned<'_> {
 
     /// The streams of its rows that were chosen.
     pub(super) fn parts(&self) -> Vec<&PartStream> {
-        self.record
-            .parts
-            .iter()
-            .filter(|part| match &self.chosen {
-                Chosen::Nothing => false,
-                Chosen::Everything => true,
-                Chosen::Partitions(wanted) => wanted
-                    .iter()
-                    .any(|one| *one == part.partition_id || *one == part.partition),
-            })
+        self.parts_of_all()
+            .filter(|part| self.share.has(self.record, part))
             .collect()
+    }
+
+    /// The same, of all servers that get some.
+    fn parts_of_all(&self) -> impl Iterator<Item = &PartStream> {
+        self.record.parts.iter().filter(|part| match &self.chosen {
+            Chosen::Nothing => false,
+            Chosen::Everything => true,
+            Chosen::Partitions(wanted) => wanted
+                .iter()
+                .any(|one| *one == part.partition_id || *one == part.partition),
+        })
+    }
+
+    /// Whether another replica fills it: nothing may be done with its rows here.
+    pub(super) fn is_filled_elsewhere(&self) -> bool {
+        self.share.leaves_to_others(self.record)
     }
 
     /// The ids of the partitions that were chosen; nothing where the whole table was.
@@ -123,6 +133,7 @@ impl<'a> Plan<'a> {
         definitions: &'a Definitions,
         params: &Params,
         selection: &Selection,
+        share: Share,
     ) -> Result<Self, EngineError> {
         let names: Vec<String> = definitions
             .tables
@@ -178,12 +189,13 @@ impl<'a> Plan<'a> {
                     ),
                     create,
                     stand_in: has_stand_in(definition.content, params),
+                    share,
                 }
             })
             .collect();
         for table in &tables {
             if let Chosen::Partitions(wanted) = &table.chosen
-                && table.parts().is_empty()
+                && table.parts_of_all().next().is_none()
             {
                 return Err(EngineError::Missing {
                     code: "selection",

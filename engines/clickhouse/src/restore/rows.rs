@@ -12,6 +12,7 @@ use reqwest::Body;
 use super::plan::{Plan, Planned};
 use crate::{
     backup::PartStream,
+    by_server::{OwnTable, Taking},
     catalogue::{Content, SCRATCH_PREFIX},
     http::{Session, Setting},
     shadow::{DROP_ANY_SIZE, LOOSE_TYPES, database_artefact, drop_database, stop_merges},
@@ -45,6 +46,8 @@ pub(super) struct Filling {
     late: Vec<String>,
     /// For partitions of a table that is there: its name, the partitions, and the database beside it.
     beside: Option<(String, Vec<String>, String)>,
+    /// The table that a view keeps its rows in, quoted.
+    inner: Option<String>,
 }
 
 impl Filling {
@@ -64,6 +67,7 @@ impl Filling {
             name: table.source_name(),
             late: Vec::new(),
             beside: None,
+            inner: None,
         };
         context.fence.check().await?;
         if let Some(ids) = table.partition_ids()
@@ -117,7 +121,7 @@ impl Filling {
         }
         if definition.is_materialized_view() {
             // Its rows are given to it, and it hands them to the table that it keeps them in.
-            into.empty_view(session, table).await?;
+            into.inner = Some(into.empty_view(session, table).await?);
             return Ok(into);
         }
         if definition.content == Content::Parts {
@@ -135,7 +139,11 @@ impl Filling {
     }
 
     /// Empties the table that a view keeps its rows in, and stops its merges.
-    async fn empty_view(&self, session: &Session, table: &Planned<'_>) -> Result<(), EngineError> {
+    async fn empty_view(
+        &self,
+        session: &Session,
+        table: &Planned<'_>,
+    ) -> Result<String, EngineError> {
         let (database, name) = &table.target;
         let doing = format!("looking for the rows of {}", self.name);
         let uuid = if session.has_column("tables", "uuid").await? {
@@ -181,7 +189,53 @@ impl Filling {
                 &DROP_ANY_SIZE,
                 &format!("emptying {}", self.name),
             )
-            .await
+            .await?;
+        Ok(inner)
+    }
+
+    /// Takes the rows out of the server's own backup; gives how many there are.
+    pub(super) async fn take(
+        &self,
+        taking: &Taking<'_>,
+        table: &Planned<'_>,
+    ) -> Result<u64, EngineError> {
+        let database = &table.record.definition.database;
+        let partitions: Option<Vec<String>> = table.partition_ids().map(Vec::from_iter);
+        let (context, session) = (taking.context, taking.session);
+        let is_meant = |source: &&OwnTable| match (&partitions, &source.partition_id) {
+            (Some(ids), Some(id)) => ids.contains(id),
+            _ => true,
+        };
+        let into = self.inner.as_ref().unwrap_or(&self.place);
+        let is_of_parts = table.record.definition.content == Content::Parts;
+        for source in table.record.own.iter().filter(is_meant) {
+            if source.is_linked && is_of_parts {
+                let chosen = partitions.as_deref();
+                taking.rows(database, source, into, chosen).await?;
+                continue;
+            }
+            let scratch = format!(
+                "{SCRATCH_PREFIX}{}_{}_copies",
+                context.attempt.job.uuid().simple(),
+                context.attempt.token
+            );
+            let artefact = database_artefact(&scratch);
+            context.artefacts.record(&artefact).await?;
+            drop_database(session, &scratch).await?;
+            let create = format!("CREATE DATABASE {}", quoted(&scratch));
+            session
+                .run(&create, &[], "making a scratch database")
+                .await?;
+            let taken = taking
+                .rows_through(database, source, &scratch, into, &self.columns)
+                .await;
+            drop_database(session, &scratch).await?;
+            context.artefacts.removed(&artefact).await?;
+            taken?;
+        }
+        let rows = table.parts().iter().map(|part| part.rows).sum();
+        context.progress.add(0, rows);
+        Ok(rows)
     }
 
     /// Puts one stream in; gives bytes and rows.

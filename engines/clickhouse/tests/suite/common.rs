@@ -1,6 +1,10 @@
 //! Servers with data of every type, attempts, and proofs.
 
-use std::sync::Arc;
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::Arc,
+};
 
 use fettler_engine::{
     BackupOptions, BackupReport, DatabaseEngine as _, EngineContext, EngineError, RestoreOptions,
@@ -51,6 +55,78 @@ pub fn server(version: ClickhouseVersion) -> ClickhouseServer {
 pub fn target(url: &str) -> Target {
     let (url, password) = DatabaseUrl::parse_with_password(url).unwrap();
     Target { url, password }
+}
+
+/// The answer to a statement, where a front gives one itself: a status and a body.
+pub type Rule = dyn Fn(&str) -> Option<(u16, String)> + Send + Sync;
+
+/// A front before a server, which answers some statements in its stead. Gives its URL.
+pub fn front(
+    server: &ClickhouseServer,
+    rule: impl Fn(&str) -> Option<(u16, String)> + Send + Sync + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (behind, rule): (u16, Arc<Rule>) = (server.port(), Arc::new(rule));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, rule) = (stream.unwrap(), Arc::clone(&rule));
+            std::thread::spawn(move || {
+                // A client that goes away is none of this thread's business.
+                let _gone = serve(behind, stream, &*rule);
+            });
+        }
+    });
+    server.url_via(port)
+}
+
+/// One request: its statement is the body, as this suite's backups send it.
+fn serve(behind: u16, mut client: TcpStream, rule: &Rule) -> std::io::Result<()> {
+    let (mut request, mut piece) = (Vec::new(), [0; 65536]);
+    let head = loop {
+        if let Some(at) = request.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        let count = client.read(&mut piece)?;
+        if count == 0 {
+            return Ok(());
+        }
+        request.extend_from_slice(&piece[..count]);
+    };
+    let text = String::from_utf8_lossy(&request[..head]).into_owned();
+    let length: usize = text
+        .to_ascii_lowercase()
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())
+        .unwrap_or(0);
+    while request.len() < head + length {
+        let count = client.read(&mut piece)?;
+        request.extend_from_slice(&piece[..count]);
+    }
+    let statement = String::from_utf8_lossy(&request[head..]).into_owned();
+    if let Some((status, body)) = rule(&statement) {
+        return write!(
+            client,
+            "HTTP/1.1 {status} \r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+    }
+    let mut server = TcpStream::connect(("127.0.0.1", behind))?;
+    let first_line = text.find("\r\n").unwrap_or_default();
+    server.write_all(&text.as_bytes()[..first_line])?;
+    server.write_all(b"\r\nConnection: close")?;
+    server.write_all(&text.as_bytes()[first_line..])?;
+    server.write_all(&request[head..])?;
+    // Nobody is to use this connection again.
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        let mut byte = [0];
+        server.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    client.write_all(&line)?;
+    client.write_all(b"Connection: close\r\n")?;
+    std::io::copy(&mut server, &mut client).map(drop)
 }
 
 /// Runs statements as an operator does.

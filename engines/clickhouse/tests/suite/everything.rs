@@ -161,6 +161,7 @@ async fn what_is_left_out_keeps_its_definition_and_no_rows(
     let sink = MemorySink::default();
     let options = BackupOptions {
         exclude: vec!["shop.ev*".to_owned()],
+        ..BackupOptions::default()
     };
     let report = engine()
         .backup(

@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod by_server;
+mod cluster;
 mod common;
 mod everything;
+mod extract;
 mod incremental;
 mod part;
 mod proof;
 mod refusals;
 mod resume;
+mod shadows;

@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// Bytes of a request, unless one document has more.
-const REQUEST_BYTES: usize = 4 << 20;
+pub(super) const REQUEST_BYTES: usize = 4 << 20;
 /// Documents of a request.
-const REQUEST_DOCUMENTS: usize = 5000;
+pub(super) const REQUEST_DOCUMENTS: usize = 5000;
 /// Bytes of an answer to one.
 const ANSWER_BYTES: usize = 64 << 20;
 /// The first pause before documents are sent again.
@@ -135,8 +135,8 @@ pub(crate) async fn write(
     Ok(outcome)
 }
 
-/// Sends a request until each of its documents has an answer.
-async fn send(
+/// Sends a request until each of its documents has an answer. `ends` says where each of them ends in it.
+pub(super) async fn send(
     context: &EngineContext,
     client: &Client,
     index: &str,

@@ -2,13 +2,16 @@
 //! is put back: replicas, refresh, pipelines, lifecycles, aliases.
 //!
 //! Until an index is whole, a mark in its mapping (`_meta`) says whose work it is. A checkpoint says which streams are done; it
-//! counts for an index as long as that is the very one that was made.
+//! counts for an index as long as that is the very one that was made. Where a query says which documents are meant, the others
+//! are taken out before the mark goes ([`query`]).
 //!
 //! Where the target's URL has a prefix, everything gets another name: indices and aliases. Data streams come back as indices
 //! there, and what the cluster has beside indices is not put back, since it would work there.
 
 mod bulk;
+mod from_snapshot;
 mod prepare;
+mod query;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +36,7 @@ use crate::{
 };
 
 use bulk::Outcome;
+use query::Query;
 
 /// How many refusals are told one by one.
 const REFUSALS_TOLD: usize = 20;
@@ -52,6 +56,9 @@ struct Checkpoint {
     done: BTreeSet<String>,
     /// Indices and data streams that are whole and have everything back.
     whole: BTreeSet<String>,
+    /// Those that the server was asked to put back from its own snapshot.
+    #[serde(default)]
+    asked: BTreeSet<String>,
 }
 
 /// What all parts of a restore share.
@@ -85,7 +92,7 @@ pub(crate) async fn restore(
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
     context.check_stop()?;
-    BackupData::of(report)?;
+    let data = BackupData::of(report)?;
     let params = Params::of(target)?;
     if !params.only.is_empty() {
         return Err(EngineError::Missing {
@@ -98,7 +105,7 @@ pub(crate) async fn restore(
     let client = Client::of_attempt(&params, context)?;
     let server = Server::of(&client).await?;
     let definitions = Definitions::of_backup(backup).await?;
-    let selection = Selection::of_restore(&options.only);
+    let selection = Selection::of_restore(&options.only)?;
     let units = chosen(&definitions, &selection)?;
     let restore = Restore {
         context,
@@ -112,9 +119,44 @@ pub(crate) async fn restore(
         .flat_map(|part| part.kinds().iter().copied())
         .collect();
 
+    let queries: Vec<Query<'_>> = units
+        .iter()
+        .filter_map(|unit| {
+            let query = selection.query(&unit.name)?;
+            Some(Query { unit, query })
+        })
+        .collect();
+    let asked_of = |unit: &StoredUnit| queries.iter().find(|query| query.unit.name == unit.name);
+
     let mut failures = Failures::default();
     let mut warnings = Vec::new();
     context.progress.begin("preparing", 0, 0);
+    if let Some(snapshot) = &data.snapshot {
+        let found = from_snapshot::Wanted {
+            snapshot,
+            units: &units,
+            definitions: &definitions,
+            kinds: &kinds,
+            server: &server,
+            options,
+        };
+        if let Some(query) = queries.first() {
+            return Err(from_snapshot::no_query(&query.unit.name));
+        }
+        let bytes = restore
+            .take_from_snapshot(&found, &mut checkpoint, &mut failures)
+            .await?;
+        let left_out = what_was_left_out(&restore, &definitions, &selection, &[]);
+        return Ok(RestoreReport {
+            bytes,
+            rows: restore.documents(&units).await?,
+            failed_statements: failures.told(),
+            warnings: left_out,
+        });
+    }
+    for query in &queries {
+        restore.try_query(query).await?;
+    }
     restore
         .make_room(
             &units,
@@ -128,23 +170,21 @@ pub(crate) async fn restore(
     for unit in &units {
         if !restore.is_stream(unit) {
             restore.make_index(unit, &mut checkpoint).await?;
-        }
-    }
-    // Only now: a template would have a say in how an index is made.
-    for kind in kinds {
-        let Some(things) = definitions.parts.get(&kind) else {
-            continue;
-        };
-        for (name, value) in things {
-            context.fence.check().await?;
-            if let Err(refusal) = parts::put(&client, kind, name, value).await? {
-                failures.tell(format!("the {} {name}: {refusal}", kind.title()));
+            if let Some(query) = asked_of(unit) {
+                restore.try_on_what_was_made(query, &mut checkpoint).await?;
             }
         }
     }
+    // Only now: a template would have a say in how an index is made.
+    restore
+        .put_parts(&definitions, &kinds, &mut failures)
+        .await?;
     for unit in &units {
         if restore.is_stream(unit) {
             restore.make_stream(unit, &mut checkpoint).await?;
+            if let Some(query) = asked_of(unit) {
+                restore.try_on_what_was_made(query, &mut checkpoint).await?;
+            }
         }
     }
     context.progress.begin("restoring", backup_bytes(backup), 0);
@@ -152,8 +192,28 @@ pub(crate) async fn restore(
     let outcome = restore
         .write(backup, &units, &checkpoint, &mut failures)
         .await?;
-    context.progress.begin("finishing", 0, 0);
     let mut checkpoint = checkpoint.into_inner();
+    if !queries.is_empty() {
+        context
+            .progress
+            .begin("taking out what was not asked for", 0, 0);
+    }
+    let mut taken_out = 0;
+    for query in &queries {
+        let name = &query.unit.name;
+        if checkpoint.whole.contains(name) {
+            continue;
+        }
+        let found = restore.keep_what_is_found(&server, query).await?;
+        taken_out += found.taken_out;
+        if found.kept == 0 {
+            warnings.push(Warning {
+                code: "elasticsearch.query".to_owned(),
+                message: format!("no document of {name} is what the query asks for"),
+            });
+        }
+    }
+    context.progress.begin("finishing", 0, 0);
     for unit in &units {
         if !checkpoint.whole.contains(&unit.name) {
             restore.finish(unit, &mut failures).await?;
@@ -178,7 +238,7 @@ pub(crate) async fn restore(
     }
     Ok(RestoreReport {
         bytes: outcome.bytes,
-        rows: outcome.documents,
+        rows: outcome.documents.saturating_sub(taken_out),
         failed_statements: failures.told(),
         warnings,
     })
@@ -296,6 +356,24 @@ fn what_was_left_out(
 }
 
 impl Restore<'_> {
+    /// Puts back what the cluster has beside indices.
+    async fn put_parts(
+        &self,
+        definitions: &Definitions,
+        kinds: &[Kind],
+        failures: &mut Failures,
+    ) -> Result<(), EngineError> {
+        for kind in kinds {
+            for (name, value) in definitions.parts.get(kind).into_iter().flatten() {
+                self.context.fence.check().await?;
+                if let Err(refusal) = parts::put(self.client, *kind, name, value).await? {
+                    failures.tell(format!("the {} {name}: {refusal}", kind.title()));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What something is called at the target.
     fn place(&self, name: &str) -> String {
         placed(self.prefix, name)

@@ -17,11 +17,11 @@ use crate::{
 /// The name of the mark in a mapping's `_meta` that says that an index is not whole.
 const MARK: &str = "fettler_restoring";
 /// How to go on where something is in the way.
-const REPLACE_IT: &str = "name another server, put a prefix before all names (`?prefix=copy-` in the target's URL), or say that what is there may be replaced (`--overwrite`)";
+pub(super) const REPLACE_IT: &str = "name another server, put a prefix before all names (`?prefix=copy-` in the target's URL), or say that what is there may be replaced (`--overwrite`)";
 
 /// What stands at the target under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum There {
+pub(super) enum There {
     Nothing,
     /// An index, or a data stream with the newest index behind it.
     Thing {
@@ -108,7 +108,7 @@ impl Restore<'_> {
     }
 
     /// Looks at what stands under a name.
-    async fn look_at(&self, place: &str) -> Result<There, EngineError> {
+    pub(super) async fn look_at(&self, place: &str) -> Result<There, EngineError> {
         let path = format!(
             "/{}?flat_settings=true&expand_wildcards=all",
             encoded(place)
@@ -142,7 +142,7 @@ impl Restore<'_> {
     }
 
     /// An error where the cluster has something else under the name of a template, a pipeline and so on.
-    async fn require_no_other_parts(
+    pub(super) async fn require_no_other_parts(
         &self,
         definitions: &Definitions,
         kinds: &[Kind],

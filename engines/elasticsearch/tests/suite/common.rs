@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use fettler_engine::{
@@ -18,8 +19,11 @@ use fettler_engine::{
 use fettler_engine_elasticsearch::ElasticsearchEngine;
 use fettler_model::{DatabaseUrl, JobId, ObjectFacts};
 pub use fettler_test_servers::SearchKind::{self, Elasticsearch, OpenSearch};
-use fettler_test_servers::SearchServer;
+use fettler_test_servers::{SearchServer, wait_until};
 use serde_json::{Value, json};
+
+/// How long a server may have no memory for a request: until its garbage is collected.
+const FULL_WITHIN: Duration = Duration::from_secs(60);
 
 pub fn engine() -> ElasticsearchEngine {
     ElasticsearchEngine::new()
@@ -105,6 +109,17 @@ impl Place {
     }
 }
 
+/// Sends a request, again where the server has no memory for it at the moment.
+fn ask(server: &SearchServer, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut answer = (0, String::new());
+    let is_taken = wait_until("the server to take a request", FULL_WITHIN, || {
+        answer = server.request(method, path, body).unwrap();
+        answer.0 != 429
+    });
+    assert!(is_taken.is_ok(), "{method} {path}: {answer:?}");
+    answer
+}
+
 /// Sends a request that has to succeed.
 pub fn send(server: &SearchServer, method: &str, path: &str, body: &Value) -> Value {
     let text = if body.is_null() {
@@ -112,7 +127,7 @@ pub fn send(server: &SearchServer, method: &str, path: &str, body: &Value) -> Va
     } else {
         body.to_string()
     };
-    let (status, answer) = server.request(method, path, &text).unwrap();
+    let (status, answer) = ask(server, method, path, &text);
     assert!(
         (200..300).contains(&status),
         "{method} {path}: {status} {answer}"
@@ -122,9 +137,7 @@ pub fn send(server: &SearchServer, method: &str, path: &str, body: &Value) -> Va
 
 /// Sends lines of a bulk request, each of which has to succeed.
 pub fn write(server: &SearchServer, index: &str, lines: &str) {
-    let (status, answer) = server
-        .request("POST", &format!("/{index}/_bulk"), lines)
-        .unwrap();
+    let (status, answer) = ask(server, "POST", &format!("/{index}/_bulk"), lines);
     let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
     assert!(
         status == 200 && answer["errors"] == false,
@@ -205,6 +218,22 @@ pub async fn try_back_up_by(
 
 pub async fn try_back_up(url: &str) -> Result<(MemorySource, BackupReport), EngineError> {
     try_back_up_by(engine(), url, &BackupOptions::default()).await
+}
+
+/// A backup that may take over what an earlier one holds.
+pub async fn back_up_after(url: &str, parent: &MemorySink) -> (MemorySink, BackupReport) {
+    let mut sink = MemorySink::default();
+    sink.parent = parent.streams();
+    let report = engine()
+        .backup(
+            &Attempt::new().context,
+            &target(url),
+            &BackupOptions::default(),
+            &sink,
+        )
+        .await
+        .unwrap();
+    (sink, report)
 }
 
 pub async fn back_up(url: &str) -> (MemorySource, BackupReport) {

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod by_server;
 mod common;
 mod everything;
+mod extract;
 mod incremental;
 mod moment;
 mod part;

@@ -48,6 +48,7 @@ async fn what_has_no_source_or_is_closed_is_refused_by_name_and_what_has_a_part_
 
     let options = BackupOptions {
         exclude: vec![off, closed],
+        ..BackupOptions::default()
     };
     let (backup, report) = try_back_up_by(engine(), &place.url(), &options)
         .await
