@@ -56,7 +56,8 @@ pub fn report_of(manifest: &Manifest) -> Result<BackupReport, Problem> {
 }
 
 impl Archive {
-    fn of(repository: &TenantRepository, manifest: &Manifest) -> Result<Self, Problem> {
+    /// A backup by its manifest.
+    pub(crate) fn of(repository: &TenantRepository, manifest: &Manifest) -> Result<Self, Problem> {
         Ok(Self {
             report: report_of(manifest)?,
             fingerprint_key: repository.fingerprint_key(),

@@ -72,6 +72,9 @@ impl JobKind for Collect {
         context
             .progress
             .begin("looking for what nobody needs", 0, 0);
+        if !arguments.dry_run {
+            crate::cleanup::forget_expired(context, &repository).await?;
+        }
         let options = CollectOptions {
             grace,
             dry_run: arguments.dry_run,

@@ -2,7 +2,7 @@
 //! The worker implements the traits over the ledger; everything that is written through them is
 //! refused once the attempt was superseded (P2).
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fettler_engine::{
@@ -11,8 +11,8 @@ use fettler_engine::{
 };
 use fettler_model::{
     AttemptToken, BackupFacts, BackupId, BackupState, DatabaseId, DatabaseName, DatabaseUrl,
-    ErrorClass, JobId, JobKindName, JobRequest, KeepRules, Problem, ProofFacts, Secret,
-    SecretReference, TenantId, Timestamp,
+    ErrorClass, Finding, JobId, JobKindName, JobRequest, KeepRules, Problem, ProofFacts,
+    Protection, RecordedFindings, Secret, SecretReference, TenantId, Timestamp, TuningRecord,
 };
 use fettler_repository::TenantRepository;
 use serde::{Deserialize, Serialize};
@@ -201,6 +201,11 @@ pub trait Services: Send + Sync {
 
     /// Where proofs restore to when a database's record names no place.
     fn default_sandbox(&self) -> SandboxSpec;
+
+    /// The folder of the operator's own checks, where there is one.
+    fn own_checks(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// What the worker keeps for a running job in the ledger.
@@ -217,6 +222,53 @@ pub trait JobLedger: Send + Sync {
 
     /// The keep rules of the policies of a database.
     async fn keep_rules(&self, database: DatabaseId) -> Result<Vec<KeepRules>, Problem>;
+
+    /// What is known of a database's backups and proofs.
+    async fn protection(&self, database: DatabaseId) -> Result<Protection, Problem>;
+
+    /// Records what a look at a database has found; `conclusive` are the checks that have seen all there is.
+    async fn record_findings(
+        &self,
+        database: DatabaseId,
+        findings: &[Finding],
+        conclusive: &BTreeSet<String>,
+    ) -> Result<RecordedFindings, Problem>;
+
+    /// What audits of a database compare with; nothing before the first one.
+    async fn audit_baseline(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Option<serde_json::Value>, Problem>;
+
+    /// Keeps what later audits compare with.
+    async fn keep_audit_baseline(
+        &self,
+        database: DatabaseId,
+        snapshot: &serde_json::Value,
+    ) -> Result<(), Problem>;
+
+    /// Keeps what was seen of a database's load.
+    async fn keep_tuning_sample(
+        &self,
+        database: DatabaseId,
+        data: serde_json::Value,
+    ) -> Result<(), Problem>;
+
+    /// What was seen of a database's load before, oldest first.
+    async fn tuning_samples(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Vec<(Timestamp, serde_json::Value)>, Problem>;
+
+    /// Writes down an action of tuning, or what has become of it, durably.
+    async fn record_tuning(
+        &self,
+        database: DatabaseId,
+        record: &TuningRecord,
+    ) -> Result<(), Problem>;
+
+    /// What tuning has done to a database, in the order in which it last changed.
+    async fn tunings(&self, database: DatabaseId) -> Result<Vec<TuningRecord>, Problem>;
 
     /// Adds a line to the log that is kept with the job.
     async fn log(&self, line: &str);

@@ -1,11 +1,16 @@
 //! `forget` and `hold`: what a person says of single backups, whatever keep rules say.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
-use fettler_model::{BackupId, BackupState, ExclusionClass, Problem, SlotClass};
+use fettler_engine::BackupReport;
+use fettler_model::{
+    BackupFacts, BackupId, BackupState, DatabaseId, ExclusionClass, Problem, SlotClass,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackupPlace, JobContext, JobKind};
+use crate::{BackupPlace, JobContext, JobKind, by_server};
 
 /// Why a backup that was named is forgotten, as its record says.
 pub const BY_REQUEST: &str = "by request";
@@ -57,6 +62,25 @@ impl JobKind for Forget {
             .repository(&context.job.tenant, &arguments.place)
             .await?;
         let known = context.catalogue.backups(&place, None).await?;
+        // What their servers hold of them, to be let go afterwards.
+        let mut servers: BTreeMap<DatabaseId, Vec<BackupReport>> = BTreeMap::new();
+        let forgotten = known
+            .iter()
+            .map(|record| &record.facts)
+            .filter(|facts| arguments.backups.contains(&facts.id))
+            .filter(|facts| facts.tags.iter().any(|tag| tag == by_server::TAG));
+        for database in forgotten.filter_map(|facts| facts.database) {
+            if arguments.dry_run || servers.contains_key(&database) {
+                continue;
+            }
+            let of_database: Vec<&BackupFacts> = known
+                .iter()
+                .map(|record| &record.facts)
+                .filter(|facts| facts.database == Some(database))
+                .collect();
+            let reports = by_server::known(&repository, &of_database, &arguments.backups).await;
+            servers.insert(database, reports);
+        }
         for id in &arguments.backups {
             if arguments.dry_run {
                 repository.manifest(*id).await?;
@@ -72,6 +96,10 @@ impl JobKind for Forget {
                     .set_state(*id, BackupState::Forgotten, BY_REQUEST)
                     .await?;
             }
+        }
+        for (id, known) in servers {
+            let database = context.ledger.database(id).await?;
+            by_server::after_forgetting(context, &repository, &database, &known, true).await?;
         }
         Ok(ForgetOutput {
             dry_run: arguments.dry_run,

@@ -1,18 +1,21 @@
 //! `restore`: puts a backup back, whole or in part.
 //!
-//! 1. Read the manifest; look for space at the target.
+//! 1. Read the manifest; look for space at the target. For a moment, find the backup and the changes that make it; where a
+//!    database's moments are its backups, the last one that was complete by then, which is named.
 //! 2. Let the engine restore, with checkpoints, so that a new attempt goes on where this one stopped (P3).
 //! 3. On failure say what is left behind and how to go on or remove it.
 
 use async_trait::async_trait;
 use fettler_engine::{EngineError, RestoreOptions};
 use fettler_model::{
-    BackupId, DatabaseUrl, ErrorClass, ExclusionClass, Problem, SecretReference, SlotClass, Warning,
+    BackupId, DatabaseUrl, ErrorClass, ExclusionClass, Problem, SecretReference, SlotClass,
+    Timestamp, Warning,
 };
+use fettler_repository::ManifestSummary;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackupPlace, JobContext, JobKind, archive};
+use crate::{BackupPlace, JobContext, JobKind, archive, moments};
 
 /// A restored database takes about this much more room than its streams: indexes, headers, WAL.
 const RESTORED_SIZE_FACTOR: f64 = 1.3;
@@ -28,8 +31,11 @@ pub struct RestoreArguments {
     /// The repository; the configured one when nothing is said.
     #[serde(default)]
     pub place: BackupPlace,
-    /// The backup.
+    /// The backup. For a moment any backup of the database will do: the newest before the moment is taken.
     pub backup: BackupId,
+    /// The moment to bring the database to; that of the backup when nothing is said.
+    #[serde(default)]
+    pub to_time: Option<Timestamp>,
     /// Where to put it.
     pub to: DatabaseUrl,
     /// Where the password for it lies.
@@ -51,6 +57,12 @@ pub struct RestoreArguments {
 pub struct RestoreOutput {
     /// The backup.
     pub backup: BackupId,
+    /// The moment, where one was asked for.
+    #[serde(default)]
+    pub to_time: Option<Timestamp>,
+    /// When the backup was complete that was restored as it is, where a moment was asked for and only backups make moments.
+    #[serde(default)]
+    pub complete_at: Option<Timestamp>,
     /// Where it was put.
     pub to: DatabaseUrl,
     /// Bytes of content written.
@@ -107,11 +119,34 @@ impl JobKind for Restore {
             only: arguments.only.clone(),
             overwrite: arguments.overwrite,
             start_again: arguments.start_again,
+            still: false,
         };
-        context.progress.begin("restoring", archive.bytes(), 0);
-        let restored = engine
-            .restore(&working, &archive, &archive.report, &target, &options)
-            .await;
+        let (mut backup, mut complete_at) = (arguments.backup, None);
+        let restored = match arguments.to_time {
+            None => {
+                context.progress.begin("restoring", archive.bytes(), 0);
+                engine
+                    .restore(&working, &archive, &archive.report, &target, &options)
+                    .await
+            }
+            Some(at) => {
+                let work = Work {
+                    context,
+                    working: &working,
+                    arguments: &arguments,
+                    engine: &*engine,
+                    target: &target,
+                    options: &options,
+                };
+                match work.to_moment(at).await {
+                    Ok(done) => {
+                        (backup, complete_at) = (done.backup, done.complete_at);
+                        Ok(done.restored)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        };
         context.remove_scratch(&working).await;
         let restored = restored.map_err(|error| {
             let half_done = !matches!(
@@ -121,7 +156,7 @@ impl JobKind for Restore {
                     | EngineError::LoginRefused { .. }
                     | EngineError::Missing { .. }
                     | EngineError::NoSpace { .. }
-            );
+            ) && !matches!(&error, EngineError::Outside(problem) if problem.code == moments::NO_SUCH_MOMENT);
             let problem = context.problem(error);
             if half_done {
                 say_what_is_left(problem, context, &arguments)
@@ -132,14 +167,122 @@ impl JobKind for Restore {
         for failed in &restored.failed_statements {
             context.ledger.log(&format!("failed: {failed}")).await;
         }
+        fettler_fault_points::reached(fettler_fault_points::Point::RestoreDone);
         Ok(RestoreOutput {
-            backup: arguments.backup,
+            backup,
+            to_time: arguments.to_time,
+            complete_at,
             to: arguments.to,
             bytes: restored.bytes,
             rows: restored.rows,
             duration_seconds: began.elapsed().as_secs_f64(),
             failed_statements: restored.failed_statements,
             warnings: restored.warnings,
+        })
+    }
+}
+
+/// A restore to a moment.
+struct Work<'a> {
+    context: &'a JobContext,
+    working: &'a fettler_engine::EngineContext,
+    arguments: &'a RestoreArguments,
+    engine: &'a dyn fettler_engine::DatabaseEngine,
+    target: &'a fettler_engine::Target,
+    options: &'a RestoreOptions,
+}
+
+/// What a restore to a moment came to.
+struct ToMoment {
+    backup: BackupId,
+    complete_at: Option<Timestamp>,
+    restored: fettler_engine::RestoreReport,
+}
+
+impl Work<'_> {
+    async fn to_moment(&self, at: Timestamp) -> Result<ToMoment, EngineError> {
+        let Self {
+            context, arguments, ..
+        } = self;
+        let (repository, _) = context
+            .services
+            .repository(&context.job.tenant, &arguments.place)
+            .await?;
+        let manifest = repository
+            .manifest(arguments.backup)
+            .await
+            .map_err(Problem::from)?;
+        let key = &manifest.summary.database;
+        if let Some(last) = moments::last_backup_before(&repository, key, at).await? {
+            return self.last_backup(at, &last).await;
+        }
+        context.progress.begin("fetching the changes", 0, 0);
+        let prepared = moments::prepare(&repository, key, at, self.working).await?;
+        let base = prepared.plan.backup;
+        let archive = archive::open(context, &arguments.place, base).await?;
+        context
+            .ledger
+            .log(&format!(
+                "{at} is backup {} with {} bytes of changes",
+                base.short(),
+                prepared.changes.bytes
+            ))
+            .await;
+        let bytes = archive.bytes() + prepared.changes.bytes;
+        context.progress.begin("restoring", bytes, 0);
+        let restored = self
+            .engine
+            .restore_to_moment(
+                self.working,
+                &archive,
+                &archive.report,
+                &prepared.changes,
+                self.target,
+                self.options,
+            )
+            .await?;
+        Ok(ToMoment {
+            backup: base,
+            complete_at: None,
+            restored,
+        })
+    }
+
+    /// Restores the last backup before a moment as it is.
+    async fn last_backup(
+        &self,
+        at: Timestamp,
+        last: &ManifestSummary,
+    ) -> Result<ToMoment, EngineError> {
+        let Self {
+            context, arguments, ..
+        } = self;
+        let told = format!(
+            "backup {} is the last that was complete at {at}, of {}: what was changed between is not in it",
+            last.id.short(),
+            last.finished
+        );
+        context.ledger.log(&told).await;
+        let archive = archive::open(context, &arguments.place, last.id).await?;
+        context.progress.begin("restoring", archive.bytes(), 0);
+        let mut restored = self
+            .engine
+            .restore(
+                self.working,
+                &archive,
+                &archive.report,
+                self.target,
+                self.options,
+            )
+            .await?;
+        restored.warnings.push(Warning {
+            code: "restore.last_backup".to_owned(),
+            message: told,
+        });
+        Ok(ToMoment {
+            backup: last.id,
+            complete_at: Some(last.finished),
+            restored,
         })
     }
 }

@@ -1,5 +1,5 @@
 //! `retention`: forgets the backups of a database that no keep rule wants (P8). Bytes are not touched:
-//! `collect` removes what nobody names any more.
+//! `collect` removes what nobody names any more. Only what a server holds itself is removed at once, by the server.
 
 use async_trait::async_trait;
 use fettler_fault_points::{Point, reached};
@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackupPlace, JobContext, JobKind, UpkeepRecord, backup::parent_key};
+use crate::{BackupPlace, JobContext, JobKind, UpkeepRecord, backup::parent_key, by_server};
 
 /// The kind.
 #[derive(Debug, Clone, Copy)]
@@ -109,7 +109,10 @@ impl JobKind for Retention {
             .collect();
         let zone = zone_of(arguments.time_zone.as_deref())?;
         let plan = plan_retention(&arguments.keep, &candidates, &zone, Timestamp::now())?;
+        let mut at_server = Vec::new();
         if !arguments.dry_run {
+            let of_database: Vec<_> = known.iter().map(|record| &record.facts).collect();
+            at_server = by_server::known(&repository, &of_database, &plan.forget).await;
             for backup in &plan.forget {
                 repository
                     .forget(*backup, "keep rules", &*context.repository_fence())
@@ -123,6 +126,12 @@ impl JobKind for Retention {
         }
         if !arguments.dry_run {
             correct_catalogue(context, &repository, &known, &listing).await?;
+            let is_held = |id: &BackupId| {
+                let mut all = summaries.iter();
+                all.any(|one| one.id == *id && one.tags.iter().any(|tag| tag == by_server::TAG))
+            };
+            let must = plan.forget.iter().any(is_held);
+            by_server::after_forgetting(context, &repository, &database, &at_server, must).await?;
         }
         let decisions = summaries
             .iter()

@@ -8,12 +8,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use fettler_engine::EngineError;
 use fettler_model::{BackupId, BackupState, ExclusionClass, Problem, SlotClass};
 use fettler_repository::{Damage, Depth, TenantRepository, Verified};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{BackupPlace, JobContext, JobKind};
+use crate::{BackupPlace, JobContext, JobKind, archive::report_of, by_server};
 
 /// How often it is saved what was found sound: so much is read again at most by the next attempt.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
@@ -97,7 +98,7 @@ impl JobKind for Verify {
                 ));
             }
         };
-        let (repository, _) = context
+        let (repository, place) = context
             .services
             .repository(&context.job.tenant, &arguments.place)
             .await?;
@@ -122,12 +123,68 @@ impl JobKind for Verify {
         if !report.is_ok() {
             tell_catalogue(context, &repository).await?;
         }
+        let bytes_read = report.bytes_read;
+        let mut damaged: Vec<DamageOutput> = report.damaged.into_iter().map(Into::into).collect();
+        // Where the manifest is damaged, nobody knows what a server holds.
+        if damaged.is_empty() {
+            damaged.extend(at_the_server(context, &repository, &place, arguments.backup).await?);
+        }
         Ok(VerifyOutput {
             backup: arguments.backup,
-            ok: report.is_ok(),
-            bytes_read: report.bytes_read,
-            damaged: report.damaged.into_iter().map(Into::into).collect(),
+            ok: damaged.is_empty(),
+            bytes_read,
+            damaged,
         })
+    }
+}
+
+/// What is missing at the database's own server, where that holds the backup: the backup loses `complete` then. Its bytes there
+/// are not read; a proof reads them.
+async fn at_the_server(
+    context: &JobContext,
+    repository: &TenantRepository,
+    place: &str,
+    backup: BackupId,
+) -> Result<Option<DamageOutput>, Problem> {
+    let manifest = repository.manifest(backup).await?;
+    if !manifest
+        .summary
+        .tags
+        .iter()
+        .any(|tag| tag == by_server::TAG)
+    {
+        return Ok(None);
+    }
+    let known = context.catalogue.backups(place, None).await?;
+    let record = known.iter().find(|record| record.facts.id == backup);
+    let Some(database) = record.and_then(|record| record.facts.database) else {
+        return Err(Problem::permanent(
+            "verify.no_database",
+            "the backup is held by its database's own server, and no database of that name is known here",
+            "add the database (`fettler database add`), and back it up once",
+        ));
+    };
+    let database = context.ledger.database(database).await?;
+    let server = context
+        .target(&database.url, database.password.as_ref())
+        .await?;
+    let engine = fettler_engines::engine(database.url.engine());
+    let report = report_of(&manifest)?;
+    match engine.require_held(&report, &server).await {
+        Ok(()) => Ok(None),
+        Err(EngineError::Unusable { what, .. }) => {
+            context
+                .catalogue
+                .set_state(backup, BackupState::Damaged, &what)
+                .await?;
+            Ok(Some(DamageOutput {
+                object: "the server's own backup".to_owned(),
+                stream: None,
+                offset: None,
+                what,
+            }))
+        }
+        Err(error) => Err(context.problem(error)),
     }
 }
 

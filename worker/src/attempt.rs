@@ -7,6 +7,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    process::Stdio,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -155,13 +156,7 @@ impl Attempt {
             () = self.terms_end() => {}
             () = self.stalled(shared.timing.stall) => {}
         }
-        let grace = match self.stopping.reason() {
-            Some(StopReason::Cancelled | StopReason::TimedOut | StopReason::Stalled) => {
-                shared.timing.cancel_grace
-            }
-            Some(StopReason::Superseded) => SUPERSEDED_GRACE,
-            _ => Drain::grace(shared.timing.drain, self.claimed.job.slot),
-        };
+        let grace = self.grace(shared);
         if let Ok(ended) = tokio::time::timeout(grace, &mut task).await {
             return self.read_end(ended);
         }
@@ -178,6 +173,17 @@ impl Attempt {
                 );
                 Err(Failure::NotOurs)
             }
+        }
+    }
+
+    /// How long the job may take to stop, after it was asked to.
+    fn grace(&self, shared: &Shared) -> Duration {
+        match self.stopping.reason() {
+            Some(StopReason::Cancelled | StopReason::TimedOut | StopReason::Stalled) => {
+                shared.timing.cancel_grace
+            }
+            Some(StopReason::Superseded) => SUPERSEDED_GRACE,
+            _ => Drain::grace(shared.timing.drain, self.claimed.job.slot),
         }
     }
 
@@ -270,16 +276,19 @@ impl Attempt {
     ) -> Result<Value, Failure> {
         tracing::info!("the job runs in a process of its own, since its last worker died");
         let mut child = command
+            .stdin(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| isolate::cannot_start(&error))?;
+        // It ends with this process, however that ends. Waiting for the child would close it.
+        let _tie = child.stdin.take();
         let status = tokio::select! {
             status = child.wait() => status,
             () = self.stopping.token().cancelled() => {
                 // The child hears of a cancellation by its own heartbeat; of this worker's end it
                 // does not, so that it is told as any process is.
                 self.ask_child_to_stop(&child);
-                let grace = shared.timing.drain.max(shared.timing.cancel_grace) + ABORT_WITHIN;
+                let grace = self.grace(shared) + ABORT_WITHIN;
                 match tokio::time::timeout(grace, child.wait()).await {
                     Ok(status) => status,
                     Err(_) => {

@@ -3,6 +3,8 @@
 //!
 //! The worker keeps its claim and its heartbeat; the child is told job and token, adopts the claim, and
 //! reports the end itself. When it goes away without having done so, the worker reports that it died.
+//! The child's standard input is open for as long as the worker lives: a child whose worker was killed
+//! notices its end there, and hands the job back, which may be one that never ends by itself.
 
 use std::{fmt, os::unix::process::ExitStatusExt, process::ExitStatus};
 
@@ -11,7 +13,8 @@ use tokio::process::Command;
 
 /// Makes the command that runs one claimed job in a process of its own.
 pub trait Isolate: Send + Sync + 'static {
-    /// The command for this job and token: it is to end in [`crate::WorkerBuilder::adopt`].
+    /// The command for this job and token: it is to end in [`crate::WorkerBuilder::adopt`], and to drain when its
+    /// standard input ends.
     fn command(&self, job: JobId, token: AttemptToken) -> Command;
 }
 

@@ -497,7 +497,7 @@ impl Worker {
             shared
                 .heart
                 .stop_all(&[SlotClass::Long], StopReason::Interrupted);
-            let whole = shared.timing.drain.max(shared.timing.cancel_grace);
+            let whole = shared.timing.drain;
             let patience = Drain::patience(whole);
             let begun = Instant::now();
             // What was claimed and has not begun by then is handed back.

@@ -2,16 +2,19 @@
 //! that what a superseded attempt still writes is refused (P2). While the ledger is away a call waits for
 //! it instead of failing the job, since an outage spends no try (rule 2), unless the job is to stop.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fettler_engine::{Artefact, Artefacts, Checkpoints, EngineError};
 use fettler_fault_points::{Point, reached};
 use fettler_jobs::{Catalogue, DatabaseRecord, JobLedger, StopReason, Stopping, UpkeepRecord};
-use fettler_ledger::{BackupFilter, Fencing, Idempotency, IdentityOutcome, Ledger, LedgerError};
+use fettler_ledger::{
+    BackupFilter, Fencing, FindingsSeen, Idempotency, IdentityOutcome, Ledger, LedgerError,
+};
 use fettler_model::{
-    BackupFacts, BackupId, BackupState, DatabaseId, ErrorClass, JobId, JobRequest, KeepRules,
-    Problem, ProofFacts, TenantId,
+    BackupFacts, BackupId, BackupState, DatabaseId, ErrorClass, Finding, JobId, JobRequest,
+    KeepRules, Problem, ProofFacts, Protection, RecordedFindings, TenantId, Timestamp,
+    TuningRecord,
 };
 use fettler_telemetry::metric;
 use serde_json::Value;
@@ -152,6 +155,75 @@ impl JobLedger for Ports {
             .filter_map(|policy| policy.spec.keep)
             .filter(|rules| !rules.is_empty())
             .collect())
+    }
+
+    async fn protection(&self, database: DatabaseId) -> Result<Protection, Problem> {
+        self.patiently(|| self.ledger.protection(database)).await
+    }
+
+    async fn record_findings(
+        &self,
+        database: DatabaseId,
+        findings: &[Finding],
+        conclusive: &BTreeSet<String>,
+    ) -> Result<RecordedFindings, Problem> {
+        let look = FindingsSeen {
+            tenant: &self.tenant,
+            database,
+            findings,
+            conclusive,
+        };
+        self.patiently(|| self.ledger.record_findings(&look, Some(self.fencing)))
+            .await
+    }
+
+    async fn audit_baseline(&self, database: DatabaseId) -> Result<Option<Value>, Problem> {
+        self.patiently(|| self.ledger.audit_baseline(&self.tenant, database))
+            .await
+    }
+
+    async fn keep_audit_baseline(
+        &self,
+        database: DatabaseId,
+        snapshot: &Value,
+    ) -> Result<(), Problem> {
+        self.patiently(|| {
+            self.ledger
+                .keep_audit_baseline(&self.tenant, database, snapshot, Some(self.fencing))
+        })
+        .await
+    }
+
+    async fn keep_tuning_sample(&self, database: DatabaseId, data: Value) -> Result<(), Problem> {
+        self.patiently(|| {
+            self.ledger
+                .keep_tuning_sample(&self.tenant, database, &data, Some(self.fencing))
+        })
+        .await
+    }
+
+    async fn tuning_samples(
+        &self,
+        database: DatabaseId,
+    ) -> Result<Vec<(Timestamp, Value)>, Problem> {
+        self.patiently(|| self.ledger.tuning_samples(database))
+            .await
+    }
+
+    async fn record_tuning(
+        &self,
+        database: DatabaseId,
+        record: &TuningRecord,
+    ) -> Result<(), Problem> {
+        self.patiently(|| {
+            self.ledger
+                .record_tuning(&self.tenant, database, record, Some(self.fencing))
+        })
+        .await
+    }
+
+    async fn tunings(&self, database: DatabaseId) -> Result<Vec<TuningRecord>, Problem> {
+        self.patiently(|| self.ledger.tunings(database)).await
     }
 
     async fn log(&self, line: &str) {

@@ -169,9 +169,8 @@ async fn remove_artefact(
     recorded: &RecordedArtefact,
 ) -> Result<(), Problem> {
     let job = shared.ledger.job(record.job).await?;
-    let server = server_of(shared, record, &job).await?;
-    fettler_engines::engine(recorded.artefact.engine)
-        .remove_artefact(&recorded.artefact, server.as_ref())
+    let server = server_of(shared, record, recorded, &job).await?;
+    fettler_jobs::remove_artefact(&recorded.artefact, server.as_ref())
         .await
         .map_err(Problem::from)
 }
@@ -188,10 +187,13 @@ struct ServersInArguments {
 async fn server_of(
     shared: &Shared,
     record: &ArtefactRecord,
+    recorded: &RecordedArtefact,
     job: &JobRecord,
 ) -> Result<Option<Target>, Problem> {
     let arguments = ServersInArguments::deserialize(&job.arguments).unwrap_or_default();
-    if let Some(url) = arguments.to {
+    // A copy makes things at both of its ends.
+    let is_at_source = recorded.artefact.data[fettler_jobs::AT_SOURCE] == true;
+    if let Some(url) = arguments.to.filter(|_| !is_at_source) {
         return target(shared, &record.tenant, url, arguments.password.as_ref()).await;
     }
     let database = match record.database {

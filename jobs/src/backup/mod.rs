@@ -28,16 +28,20 @@ use fettler_telemetry::metric;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use sink::RepositorySink;
+
 use crate::{
     BackupPlace, DatabaseRecord, JobContext, JobKind,
     archive::report_of,
+    by_server,
     hooks::Hooks,
     prove::{Prove, ProveArguments},
+    throttle,
 };
 
 /// Packs that are on their way to the store at once: enough to hide the store's latency, few enough
 /// for the worker's memory.
-const UPLOADS_AT_ONCE: usize = 2;
+pub(crate) const UPLOADS_AT_ONCE: usize = 2;
 
 /// The kind.
 #[derive(Debug, Clone, Copy)]
@@ -57,8 +61,13 @@ pub struct BackupArguments {
     pub tags: Vec<String>,
     /// Reads everything, also what the source says is unchanged.
     pub read_everything: bool,
+    /// Where the server puts a backup of its own, in the stead of streams: for Elasticsearch and OpenSearch a repository of
+    /// the server, `fs:/folder`, `s3:bucket/folder`, `gcs:bucket/folder` or `azure:container/folder`.
+    pub by_server: Option<String>,
     /// Proves the backup as soon as it is complete.
     pub prove: bool,
+    /// Reads as fast as it goes, also while the source's answers take longer than usual.
+    pub full_speed: bool,
     /// Commands around the backup.
     pub hooks: Hooks,
 }
@@ -115,6 +124,8 @@ impl JobKind for Backup {
             .target(&database.url, database.password.as_ref())
             .await?;
         let engine = fettler_engines::engine(database.url.engine());
+        let (place, tags) = (arguments.by_server.as_deref(), &arguments.tags);
+        by_server::look_at(&*engine, place, tags)?;
         context.progress.begin("looking at the database", 0, 0);
         let identity = engine
             .identify(&source)
@@ -126,6 +137,7 @@ impl JobKind for Backup {
             .await?;
         let options = BackupOptions {
             exclude: arguments.exclude.clone(),
+            by_server: arguments.by_server.clone(),
         };
         let mut warnings = preflight(context, &*engine, &source, &options).await?;
         arguments.hooks.run_before(context).await?;
@@ -134,11 +146,18 @@ impl JobKind for Backup {
             .services
             .repository(&context.job.tenant, &arguments.place)
             .await?;
+        let (own, key) = (BackupId::of_job(context.job.id), parent_key(&database));
+        let is_by_server = arguments.by_server.is_some();
+        let parent = if engine.has_own_backups() {
+            by_server::parent(&repository, &key, own, is_by_server).await?
+        } else {
+            Parent::Auto
+        };
         let begun = repository
             .begin_backup(BeginBackup {
-                backup: BackupId::of_job(context.job.id),
-                database: parent_key(&database),
-                parent: Parent::Auto,
+                backup: own,
+                database: key,
+                parent,
                 read_everything: arguments.read_everything,
                 fence: context.repository_fence(),
                 upload_parallel: UPLOADS_AT_ONCE,
@@ -169,6 +188,9 @@ impl JobKind for Backup {
                     Err(problem) => {
                         if matches!(problem.class, ErrorClass::Cancelled | ErrorClass::Permanent) {
                             abandon(context, &repository).await;
+                            if is_by_server && context.fence.check().await.is_ok() {
+                                by_server::let_go_of_job(context, &*engine, &source).await;
+                            }
                         }
                         return Err(problem);
                     }
@@ -220,7 +242,7 @@ async fn abandon(context: &JobContext, repository: &TenantRepository) {
 }
 
 /// Says what the preflight found; an error when it stops the backup.
-async fn preflight(
+pub(crate) async fn preflight(
     context: &JobContext,
     engine: &dyn DatabaseEngine,
     source: &Target,
@@ -254,19 +276,21 @@ async fn preflight(
         .collect())
 }
 
-struct Reading<'a> {
-    context: &'a JobContext,
-    engine: &'a dyn DatabaseEngine,
-    database: &'a DatabaseRecord,
-    source: &'a Target,
-    identity: &'a Identity,
-    options: &'a BackupOptions,
-    arguments: &'a BackupArguments,
-    fingerprint_key: [u8; 32],
+/// A database that is read into a repository.
+pub(crate) struct Reading<'a> {
+    pub(crate) context: &'a JobContext,
+    pub(crate) engine: &'a dyn DatabaseEngine,
+    pub(crate) database: &'a DatabaseRecord,
+    pub(crate) source: &'a Target,
+    pub(crate) identity: &'a Identity,
+    pub(crate) options: &'a BackupOptions,
+    /// Of these the rate and the tags count.
+    pub(crate) arguments: &'a BackupArguments,
+    pub(crate) fingerprint_key: [u8; 32],
 }
 
 impl Reading<'_> {
-    async fn read_and_commit(
+    pub(crate) async fn read_and_commit(
         &self,
         writer: Arc<BackupWriter>,
         warnings: &mut Vec<Warning>,
@@ -285,11 +309,20 @@ impl Reading<'_> {
         self.context
             .progress
             .begin("reading", self.identity.estimated_bytes, 0);
-        let sink = sink::RepositorySink::new(writer.clone(), same_lineage);
+        let sink = RepositorySink::new(writer.clone(), same_lineage);
+        let watch = throttle::watch(
+            self.context,
+            &working,
+            self.engine,
+            self.source,
+            self.arguments.full_speed,
+        )
+        .await;
         let read = self
             .engine
             .backup(&working, self.source, self.options, &sink)
             .await;
+        drop(watch);
         self.context.remove_scratch(&working).await;
         drop(sink);
         let report = match read {
@@ -347,6 +380,10 @@ impl Reading<'_> {
     fn tags(&self) -> Vec<String> {
         let mut tags = self.context.job.tags.clone();
         tags.extend(self.arguments.tags.iter().cloned());
+        tags.retain(|tag| tag != by_server::TAG);
+        if self.arguments.by_server.is_some() {
+            tags.push(by_server::TAG.to_owned());
+        }
         tags.sort();
         tags.dedup();
         tags

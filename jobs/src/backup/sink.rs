@@ -9,7 +9,7 @@ use fettler_model::Problem;
 use fettler_repository::{BackupWriter, Chunking, StreamRecord};
 
 /// A backup in the repository, as an engine writes to it.
-pub(super) struct RepositorySink {
+pub(crate) struct RepositorySink {
     writer: Arc<BackupWriter>,
     /// Whether the parent is of the same server, timeline and file, so that its word on what is
     /// unchanged counts (rule 24).
@@ -17,7 +17,7 @@ pub(super) struct RepositorySink {
 }
 
 impl RepositorySink {
-    pub(super) const fn new(writer: Arc<BackupWriter>, trusts_parent: bool) -> Self {
+    pub(crate) const fn new(writer: Arc<BackupWriter>, trusts_parent: bool) -> Self {
         Self {
             writer,
             trusts_parent,

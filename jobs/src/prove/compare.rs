@@ -62,6 +62,14 @@ pub(crate) fn compare(
 }
 
 impl Comparison {
+    /// Adds what could not be compared: a backup that matches otherwise is not proven.
+    pub(crate) fn doubt(&mut self, doubts: Vec<String>) {
+        if !doubts.is_empty() && self.verdict == ProofVerdict::Proven {
+            self.verdict = ProofVerdict::MatchesWhatWasRead;
+        }
+        self.doubts.extend(doubts);
+    }
+
     fn compare_object(&mut self, object: &ObjectFacts, copied: Option<&ObjectFacts>) {
         // The count by another path says whether the reader read everything: it needs no copy.
         if let Some(read) = object.fingerprint {
@@ -220,5 +228,21 @@ mod tests {
         };
         assert_eq!(verdict(&[at("41")], &[at("41")]), ProofVerdict::Proven);
         assert_eq!(verdict(&[at("41")], &[at("1")]), ProofVerdict::Failed);
+    }
+
+    #[test]
+    fn what_could_not_be_compared_keeps_a_backup_from_being_proven_and_excuses_nothing() {
+        let with = |verdict| {
+            let mut comparison = Comparison {
+                verdict,
+                compared: 1,
+                mismatches: Vec::new(),
+                doubts: Vec::new(),
+            };
+            comparison.doubt(vec!["shop was written to".to_owned()]);
+            comparison.verdict
+        };
+        assert_eq!(with(ProofVerdict::Proven), ProofVerdict::MatchesWhatWasRead);
+        assert_eq!(with(ProofVerdict::Failed), ProofVerdict::Failed);
     }
 }

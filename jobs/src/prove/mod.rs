@@ -9,7 +9,7 @@
 //! again. One that does not serve any more is thrown away, and the proof starts again in a new one: only what went through in
 //! one sandbox without an error says anything.
 
-mod compare;
+pub(crate) mod compare;
 mod progress;
 
 use std::time::Duration;
@@ -280,10 +280,9 @@ async fn prove_in(
         .progress
         .begin("comparing the copy", archive.bytes(), 0);
     let copy = engine.facts(&working, &sandbox.target, report).await?;
-    Ok((
-        restored.seconds,
-        compare::compare(&report.objects, &copy, &restored.failed_statements),
-    ))
+    let mut comparison = compare::compare(&report.objects, &copy, &restored.failed_statements);
+    comparison.doubt(engine.doubts(report));
+    Ok((restored.seconds, comparison))
 }
 
 async fn remove(
