@@ -442,6 +442,93 @@ async fn the_document_is_whole_every_reference_leads_somewhere_and_every_answer_
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_document_says_of_lengths_and_sizes_is_held() {
+    let world = World::new().await;
+    let document = document(&world).await;
+    let acme = Things::of(&world, "acme").await;
+    let names = |of: &str| acme.name("acme", of);
+    let client = world.admin().await;
+    let mut tried = 0;
+    for mut operation in operations(&document) {
+        let at = &document["paths"][&operation.path][operation.method.to_lowercase()];
+        let what = format!("{} {}", operation.method, operation.path);
+        for parameter in at["parameters"].as_array().unwrap() {
+            if operation.fleet_only || parameter["in"] != "query" {
+                continue;
+            }
+            let name = parameter["name"].as_str().unwrap();
+            for value in beyond(&document, &parameter["schema"]) {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                let query = format!("?{name}={text}");
+                let answer = operation.send(&client, &names, &query).await;
+                assert_eq!(answer.status, 400, "{what}: {name}: {}", answer.text);
+                // What is no number of the kind is refused before the field is looked at, in words that name it.
+                let is_named = answer.fields() == [name] || answer.text.contains(name);
+                assert!(is_named, "{what}: {name}: {}", answer.text);
+                tried += 1;
+            }
+        }
+        let Some(example) = operation.body.take().filter(|_| !operation.fleet_only) else {
+            continue;
+        };
+        let body = resolved(
+            &document,
+            &at["requestBody"]["content"]["application/json"]["schema"],
+        );
+        for (name, schema) in body["properties"].as_object().into_iter().flatten() {
+            for value in beyond(&document, schema) {
+                let mut sent = example.clone();
+                sent[name] = value;
+                operation.body = Some(sent);
+                let answer = operation.send(&client, &names, "").await;
+                assert_eq!(answer.status, 422, "{what}: {name}: {}", answer.text);
+                assert_eq!(answer.fields(), [name.as_str()], "{what}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 20, "{tried}");
+}
+
+/// What a schema refers to, where it does.
+fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(reference) => document
+            .pointer(reference.strip_prefix('#').unwrap())
+            .unwrap(),
+        None => schema,
+    }
+}
+
+/// Values just outside of what a schema takes: texts, numbers and lists.
+fn beyond(document: &Value, schema: &Value) -> Vec<Value> {
+    let schema = resolved(document, schema);
+    let one_of = schema["anyOf"].as_array().into_iter().flatten();
+    let mut found: Vec<Value> = one_of.flat_map(|one| beyond(document, one)).collect();
+    if let Some(most) = schema["maxLength"].as_u64() {
+        found.push("x".repeat(most as usize + 1).into());
+    }
+    if schema["minLength"].as_u64() == Some(1) {
+        found.push("".into());
+    }
+    if let Some(most) = schema["maximum"].as_i64() {
+        found.push((most + 1).into());
+    }
+    if let Some(least) = schema["minimum"].as_i64() {
+        found.push((least - 1).into());
+    }
+    if let Some(most) = schema["maxItems"].as_u64() {
+        found.push(vec!["x"; most as usize + 1].into());
+    }
+    if schema["minItems"].as_u64() == Some(1) {
+        found.push(json!([]));
+    }
+    found
+}
+
 fn collect_references(value: &Value, found: &mut Vec<String>) {
     match value {
         Value::Object(members) => {

@@ -3,15 +3,32 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use fettler_engine::{ExtractFormat, Purpose};
 use fettler_model::{
     CatchUp, DatabaseName, InvalidReference, JobId, JobKindName, JobState, KeepRules, Overlap,
     PolicyName, Priority, ProveEvery, Role, SecretReference, SlotClass, TenantId, Timestamp,
     TokenName,
 };
 
+mod audit;
+mod cleanup;
+mod looks;
+mod tune;
+
+pub(crate) use audit::AuditArgs;
+pub(crate) use cleanup::{
+    CleanupActionArgs, CleanupArgs, CleanupCommand, CleanupUndoArgs, ReferencedArg,
+};
+pub(crate) use looks::{
+    ChecksCommand, FindingsArgs, FindingsCommand, FindingsFilterArgs, HealthArgs, SuppressArgs,
+};
+pub(crate) use tune::{TuneArgs, TuneCommand};
+
 use crate::{
     failure::Failure,
-    units::{bytes, duration_seconds, duration_seconds_above_0, moment_or_span, percent},
+    units::{
+        bytes, duration_seconds, duration_seconds_above_0, moment_or_span, past_moment, percent,
+    },
 };
 
 /// Keeps databases in order: backs them up, proves that the backups restore, and restores them.
@@ -80,18 +97,41 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Ask a database who it is, and see that it is reached
     Ping(PingArgs),
+    /// Say what would make a database faster, and do what is safe where that is asked for
+    #[command(args_conflicts_with_subcommands = true)]
+    Tune(TuneArgs),
+    /// Look at a database's health: findings, and a score of 100 with its account
+    Health(HealthArgs),
+    /// Audit a database: who may do what, what is encrypted and logged, what is out of care, what has changed
+    Audit(AuditArgs),
+    /// What looks at databases have found, and what became of it
+    #[command(args_conflicts_with_subcommands = true)]
+    Findings(FindingsArgs),
+    /// The checks that looks are made of
+    #[command(subcommand)]
+    Checks(ChecksCommand),
     /// Back up a database
     Backup(BackupArgs),
     /// List backups
     Backups(BackupsArgs),
+    /// Archive the changes of a database as they happen, so that it can be restored to any second
+    Archive(ArchiveArgs),
     /// Show one backup: what is in it, what came of it
     Show(BackupArg),
+    /// List what is inside a backup: databases, tables, keys, rows, bytes
+    Browse(BrowseArgs),
+    /// Write one part of a backup in an open format
+    Extract(ExtractArgs),
     /// Read a backup and see whether anything of it is damaged
     Verify(VerifyArgs),
     /// Show that a backup restores, by restoring it into a sandbox and comparing
     Prove(ProveArgs),
-    /// Put a backup back
+    /// Put a backup back, or a database as it was at a moment
     Restore(RestoreArgs),
+    /// Copy a database into another of the same engine, and compare both
+    CopyData(CopyDataArgs),
+    /// Remove what is old or abandoned in a database, by plan, and put it back
+    Cleanup(Box<CleanupArgs>),
     /// Say which tables differ between two backups, and by how many rows
     Diff(DiffArgs),
     /// Forget backups, by name or by what is to be kept
@@ -224,12 +264,18 @@ pub(crate) struct BackupArgs {
     /// Read at most so many bytes a second
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     pub(crate) max_rate: Option<u64>,
+    /// Do not read more slowly while the server answers late
+    #[arg(long)]
+    pub(crate) full_speed: bool,
     /// A word for keep rules and for people
     #[arg(long = "tag", value_name = "WORD")]
     pub(crate) tags: Vec<String>,
     /// Read everything, also what is known to be unchanged
     #[arg(long)]
     pub(crate) read_everything: bool,
+    /// Let the server make a backup of its own: a snapshot of Elasticsearch or OpenSearch into a repository that it knows, fs:/folder, s3:bucket, gcs:bucket or azure:container; a BACKUP of ClickHouse to file:folder, disk:name/folder, s3:collection/folder or s3:https://bucket
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) by_server: Option<String>,
     /// Prove the backup as soon as it is complete
     #[arg(long)]
     pub(crate) prove: bool,
@@ -242,6 +288,21 @@ pub(crate) struct BackupArgs {
     /// How long either command may take
     #[arg(long, value_name = "TIME", value_parser = duration_seconds)]
     pub(crate) hook_timeout: Option<u64>,
+    #[command(flatten)]
+    pub(crate) submission: SubmissionArgs,
+}
+
+/// See [`Command::Archive`].
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArg,
+    /// What to call the database, when it is seen for the first time
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<DatabaseName>,
+    /// End after so long; without it, only when it is cancelled
+    #[arg(long = "for", value_name = "TIME", value_parser = duration_seconds)]
+    pub(crate) for_seconds: Option<u64>,
     #[command(flatten)]
     pub(crate) submission: SubmissionArgs,
 }
@@ -266,6 +327,35 @@ pub(crate) struct BackupArg {
     /// `latest`, an id, or a beginning or ending of one
     #[arg(value_name = "BACKUP")]
     pub(crate) backup: String,
+}
+
+/// See [`Command::Browse`].
+#[derive(Debug, Args)]
+pub(crate) struct BrowseArgs {
+    #[command(flatten)]
+    pub(crate) backup: BackupArg,
+    /// Only this: a database, a schema, a table, or a pattern such as `shop.log_*`
+    #[arg(value_name = "PATH")]
+    pub(crate) path: Option<String>,
+}
+
+/// See [`Command::Extract`].
+#[derive(Debug, Args)]
+pub(crate) struct ExtractArgs {
+    #[command(flatten)]
+    pub(crate) backup: BackupArg,
+    /// The part, as `fettler browse` names it; of Redis a database or keys of it, such as `db0/user:*`
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+    /// csv, sql, ndjson, bson, rdb or native; without it the usual one of the engine
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<ExtractFormat>,
+    /// The file to write; the standard output when nothing is said
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// Replace the file
+    #[arg(long, requires = "output")]
+    pub(crate) overwrite: bool,
 }
 
 /// See [`Command::Verify`].
@@ -333,15 +423,19 @@ pub(crate) struct SubmissionArgs {
 /// See [`Command::Restore`].
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
-    #[command(flatten)]
-    pub(crate) backup: BackupArg,
+    /// `latest`, an id, or a beginning or ending of one; with `--to-time` also the name of a database
+    #[arg(value_name = "BACKUP")]
+    pub(crate) backup: String,
+    /// The moment to bring the database to, such as 2026-11-22T17:00:00Z; `fettler backups` shows which there are
+    #[arg(long, value_name = "TIME", value_parser = past_moment)]
+    pub(crate) to_time: Option<Timestamp>,
     /// Where to: postgres://user@host/database, redis://host, mongodb://host, clickhouse://host, elasticsearch://host or the path of a SQLite file
     #[arg(long, value_name = "URL")]
     pub(crate) to: String,
     /// Where the password lies, env:NAME or file:PATH
     #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
     pub(crate) password: Option<ReferenceArg>,
-    /// Only these: a table, a schema or a pattern
+    /// Only these: a table, a schema or a pattern; of Elasticsearch also the documents that a query finds, 'shop?status:open'
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
     /// Replace what is there
@@ -352,6 +446,53 @@ pub(crate) struct RestoreArgs {
     pub(crate) start_again: bool,
     #[command(flatten)]
     pub(crate) submission: SubmissionArgs,
+}
+
+/// See [`Command::CopyData`].
+#[derive(Debug, Args)]
+pub(crate) struct CopyDataArgs {
+    /// What to copy: a URL, the path of a SQLite file, or the name of a known database
+    #[arg(value_name = "SOURCE")]
+    pub(crate) from: String,
+    /// Where to: postgres://user@host/database, redis://host, mongodb://host, clickhouse://host, elasticsearch://host or the path of a SQLite file
+    #[arg(value_name = "TARGET")]
+    pub(crate) to: String,
+    /// Where the source's password lies, env:NAME or file:PATH
+    #[arg(long = "password-from", alias = "password", value_name = "REFERENCE")]
+    pub(crate) password: Option<ReferenceArg>,
+    /// Where the target's password lies, env:NAME or file:PATH
+    #[arg(long = "target-password-from", value_name = "REFERENCE")]
+    pub(crate) target_password: Option<ReferenceArg>,
+    /// What to call the source, when it is seen for the first time
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<DatabaseName>,
+    /// Only these: a table, a schema or a pattern
+    #[arg(long, value_name = "NAME")]
+    pub(crate) only: Vec<String>,
+    /// Replace what is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Look at both ends and say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Read at most so many bytes a second
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub(crate) max_rate: Option<u64>,
+    /// Do not read more slowly while the source answers late
+    #[arg(long)]
+    pub(crate) full_speed: bool,
+    #[command(flatten)]
+    pub(crate) submission: SubmissionArgs,
+}
+
+impl CopyDataArgs {
+    /// The source as other commands name a database.
+    pub(crate) fn source(&self) -> DatabaseArg {
+        DatabaseArg {
+            database: self.from.clone(),
+            password: self.password.clone(),
+        }
+    }
 }
 
 /// See [`Command::Diff`].
@@ -613,11 +754,76 @@ pub(crate) enum DatabaseCommand {
     },
     /// Change a database
     Edit(DatabaseEditArgs),
+    /// Print what a role needs on the server, in the engine's own language; asks nobody
+    GrantSql(GrantSqlArgs),
     /// Remove a database; its backups stay
     Remove {
         /// Its name, id or URL
         name: String,
     },
+}
+
+/// What a role is for, as commands take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PurposeArg {
+    /// To read everything: backups, and the source of a copy
+    Backup,
+    /// To write: restores, and (with `prove`) the target of a copy
+    Restore,
+    /// To make, fill, read and remove sandboxes on this server
+    Prove,
+    /// To answer health checks
+    Health,
+    /// To answer an audit
+    Audit,
+    /// Remove what is old or abandoned, and put it back
+    Cleanup,
+    /// To see what there is to tune, and to tune it
+    Tune,
+    /// All of these
+    All,
+}
+
+/// See [`DatabaseCommand::GrantSql`].
+#[derive(Debug, Args)]
+pub(crate) struct GrantSqlArgs {
+    /// A URL, the path of a SQLite file, or the name of a known database
+    #[arg(value_name = "DATABASE")]
+    pub(crate) database: String,
+    /// What the role is for
+    #[arg(
+        long = "for",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "backup",
+        value_name = "PURPOSE"
+    )]
+    pub(crate) purposes: Vec<PurposeArg>,
+    /// The name of the role
+    #[arg(long, default_value = "fettler", value_name = "NAME")]
+    pub(crate) role: String,
+}
+
+impl GrantSqlArgs {
+    /// What the role is for, in a fixed order and each once.
+    pub(crate) fn purposes(&self) -> Vec<Purpose> {
+        let asked = |purpose: &Purpose| {
+            self.purposes.iter().any(|one| {
+                matches!(
+                    (one, purpose),
+                    (PurposeArg::All, _)
+                        | (PurposeArg::Backup, Purpose::Backup)
+                        | (PurposeArg::Restore, Purpose::Restore)
+                        | (PurposeArg::Prove, Purpose::Prove)
+                        | (PurposeArg::Health, Purpose::Health)
+                        | (PurposeArg::Audit, Purpose::Audit)
+                        | (PurposeArg::Cleanup, Purpose::Cleanup)
+                        | (PurposeArg::Tune, Purpose::Tune)
+                )
+            })
+        };
+        Purpose::ALL.into_iter().filter(asked).collect()
+    }
 }
 
 /// A database's own terms for the jobs about it.

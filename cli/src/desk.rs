@@ -2,15 +2,16 @@
 //! (`--server`). Both give the same records, so that a command prints the same whichever it asked.
 
 use fettler_api::http::{
-    Accepted, AttemptList, CancelAnswer, CancelWord, LimitList, LogPage, Matching, PauseInput,
-    PauseList, PolicyDocument, PriorityInput, ResumeAnswer, TokenList,
+    Accepted, AttemptList, CancelAnswer, CancelWord, FindingHistory, LimitList, LogPage, Matching,
+    PauseInput, PauseList, PolicyDocument, PriorityInput, ResumeAnswer, SuppressionInput,
+    TokenList,
 };
 use fettler_ledger::{
     AttemptRecord, BackupFilter, BackupRecord, BulkCancel, BulkReplay, CancelOutcome,
-    DatabaseRecord, JobFilter, JobRecord, Ledger, LedgerError, LimitRecord, LogLine, PauseRecord,
-    PolicyRecord, Submitted, TenantRecord, TokenRecord,
+    DatabaseRecord, FindingFilter, FindingRecord, JobFilter, JobRecord, Ledger, LedgerError,
+    LimitRecord, LogLine, PauseRecord, PolicyRecord, Submitted, TenantRecord, TokenRecord,
 };
-use fettler_model::{JobId, Priority, Scope, TenantId, Timestamp, TokenId};
+use fettler_model::{FindingChange, JobId, Priority, Scope, TenantId, Timestamp, TokenId};
 use fettler_scheduler::PolicyPlan;
 use serde_json::{Value, json};
 
@@ -427,6 +428,86 @@ impl Desk<'_> {
             filter.limit
         };
         remote.list("/api/v1/backups", &query, most).await
+    }
+
+    /// The findings that fit, the gravest first.
+    pub(crate) async fn findings(
+        &self,
+        filter: &FindingFilter,
+    ) -> Result<Vec<FindingRecord>, Failure> {
+        let remote = match self {
+            Self::Here(ledger) => return Ok(ledger.findings(filter).await?),
+            Self::There(remote) => remote,
+        };
+        let mut query = vec![("state", filter.states.join(","))];
+        if let Some(tenant) = &filter.tenant {
+            query.push(("tenant", tenant.to_string()));
+        }
+        if let Some(database) = filter.database {
+            query.push(("database", database.to_string()));
+        }
+        if let Some(area) = filter.area {
+            query.push(("area", area.to_string()));
+        }
+        if let Some(severity) = filter.severity {
+            query.push(("severity", severity.to_string()));
+        }
+        if let Some(check) = &filter.check {
+            query.push(("check", check.clone()));
+        }
+        remote
+            .list("/api/v1/findings", &query, filter.limit.max(1))
+            .await
+    }
+
+    /// Sets a finding aside, or takes that back where no reason is given.
+    pub(crate) async fn suppress_finding(
+        &self,
+        database: &DatabaseRecord,
+        key: &str,
+        until: Option<Timestamp>,
+        because: Option<&str>,
+    ) -> Result<FindingRecord, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger
+                .suppress_finding(&database.tenant, database.id, key, until, because)
+                .await?),
+            Self::There(remote) => {
+                let input = SuppressionInput {
+                    tenant: Some(database.tenant.clone()),
+                    database: database.id.to_string(),
+                    key: key.to_owned(),
+                    because: because.map(ToOwned::to_owned),
+                    until,
+                };
+                remote
+                    .post("/api/v1/findings/suppress", &json!(input))
+                    .await
+            }
+        }
+    }
+
+    /// How a finding came to be what it is, the newest step first.
+    pub(crate) async fn finding_history(
+        &self,
+        database: &DatabaseRecord,
+        key: &str,
+    ) -> Result<Vec<FindingChange>, Failure> {
+        match self {
+            Self::Here(ledger) => Ok(ledger
+                .finding_history(&database.tenant, database.id, key)
+                .await?),
+            Self::There(remote) => {
+                let path = format!(
+                    "/api/v1/databases/{}/findings/history?tenant={}&key={}",
+                    database.id,
+                    database.tenant,
+                    escaped(key)
+                );
+                let history: FindingHistory = remote.get(&path).await?;
+                Ok(history.steps)
+            }
+        }
     }
 
     // --- who has access ---

@@ -13,6 +13,12 @@ use uuid::Uuid;
 
 use crate::failure::Failure;
 
+/// The folder of the user's own checks, where there is one.
+pub(crate) fn own_checks(folder: &Path) -> Option<PathBuf> {
+    let checks = folder.join("checks");
+    checks.is_dir().then_some(checks)
+}
+
 /// Makes the folder, readable by its owner only.
 pub(crate) fn make(folder: &Path) -> Result<(), Failure> {
     std::fs::DirBuilder::new()

@@ -18,6 +18,8 @@ const USUAL_WIDTH: usize = 100;
 pub(crate) struct Output {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
+    /// Whether more is to be told than usual.
+    pub(crate) verbose: bool,
     /// Whether progress may be drawn and drawn over.
     pub(crate) draws: bool,
     colours: bool,
@@ -31,6 +33,7 @@ impl Output {
         Self {
             json: global.json,
             quiet: global.quiet,
+            verbose: global.verbose > 0,
             draws: terminal && !global.quiet,
             colours: terminal && !plain,
         }
@@ -46,6 +49,11 @@ impl Output {
                 print(&mut std::io::stdout().lock(), text.trim_end());
             }
         }
+    }
+
+    /// A result that has a form of its own, which `--json` does not change.
+    pub(crate) fn verbatim(self, text: &str) {
+        print(&mut std::io::stdout().lock(), text);
     }
 
     fn document(self, document: &impl Serialize) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use fettler_engine::{SandboxSpec, Target};
-use fettler_jobs::Services;
+use fettler_jobs::{Services, is_cleanup_archive};
 use fettler_ledger::{
     BackupFilter, BackupRecord, DatabaseChange, DatabaseRecord, DatabaseTerms, LedgerError,
 };
@@ -351,6 +351,10 @@ fn free_name(
         Engine::Redis => url::Url::parse(url.as_str()).ok().map(|url| {
             let host = url.host_str().unwrap_or_default();
             let number = url.path().trim_matches('/');
+            if url.scheme().ends_with("+sentinel") {
+                // The service, and the number of a database.
+                return number.to_owned();
+            }
             match (host, number) {
                 // A socket: its path names nothing.
                 ("", _) => String::new(),
@@ -454,7 +458,9 @@ pub(crate) fn find_backup(
         )
     };
     if text == "latest" {
-        return listing.backups.last().cloned().ok_or_else(none);
+        let mut newest = listing.backups.iter().rev();
+        let backup = newest.find(|summary| !is_cleanup_archive(summary));
+        return backup.cloned().ok_or_else(none);
     }
     let wanted = text.replace('-', "").to_lowercase();
     if wanted.len() < MIN_PART || !wanted.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -557,6 +563,7 @@ mod tests {
         assert_eq!(name("postgres://ann@db", &[]), "ann");
         assert_eq!(name("redis://Cache.example:6380/3", &[]), "cache.example-3");
         assert_eq!(name("redis+unix:///run/x.sock", &[]), "redis");
+        assert_eq!(name("redis+sentinel://s1,s2:7/Shop/2", &[]), "shop-2");
         assert_eq!(
             name("mongodb://Data.example:7000/?tls=true", &[]),
             "data.example"

@@ -297,6 +297,10 @@ impl Services for LocalServices {
         Duration::from_secs(self.own.retention.collection_grace_seconds)
     }
 
+    fn own_checks(&self) -> Option<PathBuf> {
+        crate::folder::own_checks(&self.own.folder)
+    }
+
     fn default_sandbox(&self) -> SandboxSpec {
         let sandbox = &self.own.sandbox;
         match (sandbox.kind, &sandbox.url) {

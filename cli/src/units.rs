@@ -150,6 +150,16 @@ pub(crate) fn span(duration: Duration) -> String {
     }
 }
 
+/// Reads a moment that has been, such as `2026-01-31T22:00:00Z` or `2026-01-31T22:00:00+01:00`.
+pub(crate) fn past_moment(text: &str) -> Result<Timestamp, String> {
+    text.parse::<jiff::Timestamp>()
+        .map(Timestamp::from_jiff)
+        .map_err(|_| {
+            "write a moment with its zone, as 2026-01-31T22:00:00Z or 2026-01-31T22:00:00+01:00"
+                .to_owned()
+        })
+}
+
 /// A moment for people: to the second, in this machine's zone.
 pub(crate) fn moment(time: Timestamp) -> String {
     time.to_jiff()

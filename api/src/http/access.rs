@@ -113,8 +113,8 @@ impl Permission {
     #[must_use]
     pub fn of_kind(kind: &str) -> Self {
         match kind {
-            "restore" => Self::Restore,
-            "retention" | "collect" | "forget" | "hold" => Self::Configure,
+            "restore" | "copy-data" | "cleanup-undo" => Self::Restore,
+            "cleanup" | "retention" | "collect" | "forget" | "hold" => Self::Configure,
             _ => Self::Run,
         }
     }

@@ -41,7 +41,7 @@ const HARMLESS_PARAMETERS: [&str; 16] = [
     "prefix",
 ];
 /// Members of arguments whose texts are words of the user's: they name nothing outside the database.
-const FREE_WORDS: [&str; 4] = ["tags", "only", "exclude", "labels"];
+const FREE_WORDS: [&str; 6] = ["tags", "only", "exclude", "labels", "table", "column"];
 
 /// What the operator listed for a tenant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -381,6 +381,13 @@ fn parse(field: &str, url: &DatabaseUrl) -> Result<Url, OutOfBounds> {
 
 /// The one server that a URL names.
 fn host_of(field: &str, url: &Url) -> Result<(String, u16), OutOfBounds> {
+    if url.scheme().ends_with("+sentinel") {
+        // They name the server, and may name any.
+        return Err(OutOfBounds::new(
+            field,
+            "sentinels have to be named by the operator: they lead to other servers",
+        ));
+    }
     let host = url
         .host_str()
         .map(|host| {
@@ -563,6 +570,10 @@ mod tests {
             "redis://u@192.0.2.1?hostaddr=127.0.0.1",
             "rediss://u@192.0.2.1?ca=/etc/shadow",
             "redis+unix:///run/redis/redis.sock?user=u",
+            "redis://u@192.0.2.1,127.0.0.1",
+            "redis://u@192.0.2.1?read=replica",
+            "redis+sentinel://u@192.0.2.1/shop",
+            "rediss+sentinel://u@192.0.2.1:26379,192.0.2.2:26379/shop",
             "mongodb://u@127.0.0.1",
             "mongodb://u@192.0.2.1,127.0.0.1/shop",
             "mongodb+srv://u@127.0.0.1/shop",

@@ -15,10 +15,15 @@ use super::{
     App,
     access::{Caller, Permission},
     databases,
-    input::{Body, Parameters},
+    input::{self, Body, Parameters},
     jobs,
     problem::Refusal,
 };
+
+/// The longest word about a pause that is taken, in characters.
+const MAX_REASON: usize = 500;
+/// The most that a limit may be.
+const MOST: u32 = 1_000_000;
 
 /// What is to be paused.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -28,7 +33,7 @@ pub struct PauseInput {
     pub scope: Scope,
     /// A word for whoever wonders.
     #[serde(default)]
-    #[schemars(length(max = 500))]
+    #[schemars(length(max = MAX_REASON))]
     pub because: Option<String>,
 }
 
@@ -56,7 +61,7 @@ pub struct LimitInput {
     /// `tenant/NAME`, `database/ID`, `server/HOST:PORT`, `kind/NAME`, `class/long` or `class/short`.
     pub scope: Scope,
     /// So many of its jobs run at once.
-    #[schemars(range(min = 1, max = 1_000_000))]
+    #[schemars(range(min = 1, max = MOST))]
     pub most: u32,
 }
 
@@ -174,6 +179,8 @@ pub(crate) async fn pause(
     caller: Caller,
     Body(input): Body<PauseInput>,
 ) -> Result<Json<PauseRecord>, Refusal> {
+    input::length(input.because.as_deref(), 0..=MAX_REASON)
+        .map_err(|what| Refusal::field("because", what, input::SEE))?;
     allowed(&app, &caller, &input.scope).await?;
     let paused = app
         .ledger
@@ -216,6 +223,10 @@ pub(crate) async fn set_limit(
     caller: Caller,
     Body(input): Body<LimitInput>,
 ) -> Result<Json<LimitRecord>, Refusal> {
+    if !(1..=MOST).contains(&input.most) {
+        let what = format!("it is a number from 1 to {MOST}");
+        return Err(Refusal::field("most", what, input::SEE));
+    }
     bounded(&app, &caller, &input.scope).await?;
     let set = app
         .ledger

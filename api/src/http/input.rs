@@ -1,6 +1,8 @@
 //! Reading requests: bodies and parameters, with every mistake named by its field. What no ledger can keep
 //! (a NUL character) is refused here, whatever route it is for.
 
+use std::ops::RangeInclusive;
+
 use axum::{
     body::Body as HttpBody,
     extract::{FromRequest, FromRequestParts, Query, Request},
@@ -22,6 +24,8 @@ pub(crate) const MAX_PAGE: usize = 1000;
 const MAX_NAMED: usize = 10;
 /// The longest idempotency key that is taken.
 pub(crate) const MAX_KEY_BYTES: usize = 255;
+/// What to do about a field of a body that cannot be used.
+pub(crate) const SEE: &str = "see /api/openapi.json for what it takes";
 
 /// The JSON body of a request, within the limit of its size.
 pub(crate) struct Body<T>(pub(crate) T);
@@ -112,11 +116,7 @@ pub(crate) fn read_fields<T: DeserializeOwned>(value: Value) -> Result<T, Refusa
         } else {
             path
         };
-        Refusal::field(
-            &path,
-            error.to_string(),
-            "see /api/openapi.json for what it takes",
-        )
+        Refusal::field(&path, error.to_string(), SEE)
     })?;
     if unknown.is_empty() {
         return Ok(read);
@@ -193,6 +193,21 @@ pub(crate) fn limit(asked: Option<usize>) -> Result<usize, Refusal> {
             format!("it is a number from 1 to {MAX_PAGE}"),
         )),
     }
+}
+
+/// Says what is wrong with a text that is shorter or longer, in characters, than the document of the API says.
+pub(crate) fn length(text: Option<&str>, taken: RangeInclusive<usize>) -> Result<(), String> {
+    let Some(characters) = text.map(|text| text.chars().count()) else {
+        return Ok(());
+    };
+    if taken.contains(&characters) {
+        return Ok(());
+    }
+    Err(format!(
+        "it has {} to {} characters, and this one has {characters}",
+        taken.start(),
+        taken.end()
+    ))
 }
 
 /// Words that are separated by commas.

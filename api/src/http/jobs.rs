@@ -31,6 +31,12 @@ use super::{
 
 /// How many jobs a batch has at most.
 pub(crate) const MAX_BATCH: usize = 1000;
+/// How many tries a job may ask for.
+const MAX_TRIES: u32 = 1000;
+/// The longest key by which a job is unique, in characters.
+const MAX_UNIQUE: usize = 255;
+/// How many tags a job takes.
+const MAX_TAGS: usize = 32;
 
 /// A job that is asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,7 +60,7 @@ pub struct JobSubmission {
     pub deadline: Option<Timestamp>,
     /// Dead after this many tries; the kind's own number when nothing is said.
     #[serde(default)]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 1, max = MAX_TRIES))]
     pub max_tries: Option<u32>,
     /// An attempt that runs longer is stopped, and counts as failed.
     #[serde(default)]
@@ -62,12 +68,34 @@ pub struct JobSubmission {
     pub timeout_seconds: Option<u64>,
     /// At most one queued or running job of the tenant has this key: another one is not made.
     #[serde(default)]
-    #[schemars(length(min = 1, max = 255))]
+    #[schemars(length(min = 1, max = MAX_UNIQUE))]
     pub unique: Option<String>,
     /// Free words.
     #[serde(default)]
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = MAX_TAGS))]
     pub tags: Vec<String>,
+}
+
+impl JobSubmission {
+    /// Refuses what the document of the API rules out.
+    fn check(&self) -> Result<(), Refusal> {
+        let refuse = |field: &str, what: String| Refusal::field(field, what, input::SEE);
+        if self
+            .max_tries
+            .is_some_and(|tries| !(1..=MAX_TRIES).contains(&tries))
+        {
+            let what = format!("it is a number from 1 to {MAX_TRIES}");
+            return Err(refuse("max_tries", what));
+        }
+        if self.timeout_seconds == Some(0) {
+            return Err(refuse("timeout_seconds", "it is at least 1".to_owned()));
+        }
+        if self.tags.len() > MAX_TAGS {
+            let what = format!("a job takes up to {MAX_TAGS} of them");
+            return Err(refuse("tags", what));
+        }
+        input::length(self.unique.as_deref(), 1..=MAX_UNIQUE).map_err(|what| refuse("unique", what))
+    }
 }
 
 /// A row of a batch.
@@ -319,6 +347,7 @@ async fn prepare(
     key: Option<String>,
     known: &mut HashMap<String, DatabaseId>,
 ) -> Result<Prepared, Refusal> {
+    submission.check()?;
     let kind = submission.kind.clone();
     if let Err(error) = app.registry.get(kind.as_str()) {
         return Err(Refusal::field(

@@ -16,6 +16,7 @@ pub mod bounds;
 mod control;
 mod databases;
 mod events;
+mod findings;
 mod fleet;
 mod input;
 mod jobs;
@@ -60,6 +61,7 @@ pub use control::{
 };
 pub use databases::{DatabaseInput, DatabasePatch};
 pub use events::EventDocument;
+pub use findings::{FindingHistory, SuppressionInput};
 pub use fleet::{KindDocument, KindList, WhoAmI, WorkerList};
 pub use jobs::{
     Accepted, AttemptList, BatchAnswer, BatchResult, CancelAnswer, CancelWord, JobSubmission,

@@ -6,8 +6,8 @@ use axum::{
     routing::{delete, get, patch, post, put},
 };
 use fettler_ledger::{
-    BackupRecord, BulkCancel, BulkReplay, DatabaseRecord, JobRecord, LimitRecord, PauseRecord,
-    PolicyRecord, TenantRecord, TokenRecord,
+    BackupRecord, BulkCancel, BulkReplay, DatabaseRecord, FindingRecord, JobRecord, LimitRecord,
+    PauseRecord, PolicyRecord, TenantRecord, TokenRecord,
 };
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ use super::{
     },
     databases::{self, DatabaseInput, DatabasePatch, NamedQuery},
     events::{self, EventsQuery, JobEventsQuery},
+    findings::{self, FindingHistory, FindingQuery, FindingsQuery, SuppressionInput},
     fleet::{self, Alive, KindDocument, KindList, METRICS_TEXT, WhoAmI, WorkerList},
     jobs::{
         self, Accepted, AttemptList, Batch, BatchAnswer, CancelAnswer, JobSubmission, JobsQuery,
@@ -52,6 +53,7 @@ pub(crate) fn all() -> Vec<Route> {
     routes.extend(databases());
     routes.extend(policies());
     routes.extend(backups());
+    routes.extend(findings());
     routes.extend(tokens());
     routes.extend(service());
     routes
@@ -389,6 +391,49 @@ fn policies() -> Vec<Route> {
         .parameters::<TenantQuery>()
         .on_condition()
         .answer(NO_CONTENT, "It is gone.", Content::Nothing),
+    ]
+}
+
+fn findings() -> Vec<Route> {
+    let finding = json!({
+        "database": ID, "tenant": "acme", "key": "postgres.inactive_slots:left", "check": "postgres.inactive_slots",
+        "engine": "postgres", "area": "health", "dimension": "replication", "severity": "medium", "object": "left",
+        "title": "Nobody reads the physical slot left", "evidence": {"slot_name": "left", "active": false},
+        "why": "While it is there, the server keeps WAL for it.",
+        "fix": {"text": "Drop the slot.", "commands": ["SELECT pg_drop_replication_slot('left')"]},
+        "references": ["PostgreSQL documentation: Replication Slots"], "status": {"state": "open"},
+        "opened": AT, "changed": AT, "seen": AT, "times_opened": 1,
+    });
+    let step = json!({
+        "key": "postgres.inactive_slots:left", "at": AT, "step": "opened", "job": ID,
+        "data": {"severity": "medium", "title": "Nobody reads the physical slot left"},
+    });
+    let key = json!({
+        "database": "shop", "key": "postgres.inactive_slots:left", "because": "moved next week", "until": AT,
+    });
+    vec![
+        Route::get("/api/v1/findings", "listFindings", get(findings::list))
+            .does("List what looks at databases have found, the gravest first")
+            .parameters::<FindingsQuery>()
+            .answers::<Page<FindingRecord>>(
+                OK,
+                "A page of findings.",
+                json!({"items": [finding], "next": null}),
+            ),
+        Route::get("/api/v1/databases/{database}/findings/history", "findingHistory", get(findings::history))
+            .does("Say how a finding came to be what it is")
+            .parameters::<FindingQuery>()
+            .answers::<FindingHistory>(OK, "Its steps.", json!({"steps": [step]}))
+            .refuses(StatusCode::NOT_FOUND, "There is no such database.")
+            .refuses(CONFLICT, AMBIGUOUS),
+        Route::of(Method::POST, "/api/v1/findings/suppress", "suppressFinding", post(findings::suppress))
+            .does("Set a finding aside, or take that back where no reason is given")
+            .note("It costs no points and is not listed as open until its time is over; it is followed all the same.")
+            .needs(Permission::Configure)
+            .body::<SuppressionInput>(key)
+            .answers::<FindingRecord>(OK, "The finding as it is now.", finding)
+            .refuses(StatusCode::NOT_FOUND, "There is no such database or finding.")
+            .refuses(CONFLICT, AMBIGUOUS),
     ]
 }
 

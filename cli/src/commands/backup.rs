@@ -35,6 +35,8 @@ pub(crate) async fn run(app: &App, args: &BackupArgs) -> Outcome {
         max_bytes_per_second: args.max_rate,
         tags: args.tags.clone(),
         read_everything: args.read_everything,
+        by_server: args.by_server.clone(),
+        full_speed: args.full_speed,
         // Somebody who waits wants to see the proof: it is a job of its own below.
         prove: args.prove && args.submission.detach,
         hooks: Hooks {

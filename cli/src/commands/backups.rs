@@ -1,11 +1,12 @@
 //! `fettler backups`: the list of backups. What is there comes from the repository, so that it needs no
 //! ledger; what came of each backup (proofs, damage) comes from the ledger.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use fettler_jobs::is_cleanup_archive;
 use fettler_ledger::{BackupFilter, BackupRecord};
-use fettler_model::{BackupId, BackupState, ProofVerdict, Timestamp};
-use fettler_repository::{ManifestSummary, RepositoryError};
+use fettler_model::{BackupId, BackupState, Gap, GapCause, ProofVerdict, Timestamp};
+use fettler_repository::{ManifestSummary, RepositoryError, TenantRepository};
 use serde::Serialize;
 
 use crate::{
@@ -49,7 +50,58 @@ pub(crate) struct Proof {
 struct Document {
     repository: String,
     backups: Vec<Listed>,
+    /// From when to when databases can be restored, where their changes are archived.
+    points_in_time: Vec<PointsInTime>,
     unreadable: Vec<Unreadable>,
+}
+
+/// The seconds to which a database can be restored.
+#[derive(Serialize)]
+pub(crate) struct PointsInTime {
+    pub(crate) database: String,
+    pub(crate) from: Timestamp,
+    pub(crate) until: Timestamp,
+    pub(crate) gaps: Vec<Gap>,
+}
+
+impl PointsInTime {
+    /// Those of the databases of these backups.
+    pub(crate) async fn of<'a>(
+        repository: &TenantRepository,
+        backups: impl Iterator<Item = &'a ManifestSummary>,
+    ) -> Result<Vec<Self>, Failure> {
+        let names: BTreeMap<&str, &str> = backups
+            .map(|summary| (summary.database.as_str(), summary.database_name.as_str()))
+            .collect();
+        let mut points = Vec::new();
+        for (key, name) in names {
+            let restorable = fettler_jobs::restorable(repository, key).await?;
+            if let Some(whole) = restorable.whole {
+                points.push(Self {
+                    database: name.to_owned(),
+                    from: whole.from,
+                    until: whole.until,
+                    gaps: restorable.gaps,
+                });
+            }
+        }
+        Ok(points)
+    }
+
+    /// In words: the seconds, then a line for each gap.
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!("any second from {} to {}", self.from, self.until);
+        for gap in &self.gaps {
+            let why = match gap.cause {
+                GapCause::ChangesLost => "changes are missing",
+                GapCause::NotPlaced => {
+                    "no change is missing, but which belongs to which second is not known"
+                }
+            };
+            text.push_str(&format!("\nGAP  {} to {}: {why}", gap.from, gap.until));
+        }
+        text
+    }
 }
 
 #[derive(Serialize)]
@@ -188,6 +240,7 @@ async fn there(app: &App, args: &BackupsArgs) -> Outcome {
             .first()
             .map_or_else(String::new, |record| record.place.clone()),
         backups: records.iter().map(Listed::catalogued).collect(),
+        points_in_time: Vec::new(),
         unreadable: Vec::new(),
     };
     app.output.result(&document, || text(&document));
@@ -200,8 +253,17 @@ pub(crate) async fn run(app: &App, args: &BackupsArgs) -> Outcome {
     }
     let place = app.settings().repository_place();
     let known = known(app).await?;
-    let listing = match app.repository(Use::Read).await {
-        Ok(repository) => repository.backups().await?,
+    let (listing, points_in_time) = match app.repository(Use::Read).await {
+        Ok(repository) => {
+            let mut listing = repository.backups().await?;
+            listing.backups.retain(|one| !is_cleanup_archive(one));
+            let meant = listing.backups.iter().filter(|summary| {
+                let name = args.database.as_ref();
+                name.is_none_or(|name| name.as_str() == summary.database_name)
+            });
+            let points = PointsInTime::of(&repository, meant).await?;
+            (listing, points)
+        }
         // Nothing was ever backed up: an empty list is the answer.
         Err(failure) if is_empty_place(&failure) && known.is_empty() => Default::default(),
         Err(failure) => return Err(failure),
@@ -239,6 +301,7 @@ pub(crate) async fn run(app: &App, args: &BackupsArgs) -> Outcome {
     let document = Document {
         repository: place,
         backups,
+        points_in_time,
         unreadable,
     };
     app.output.result(&document, || text(&document));
@@ -294,6 +357,9 @@ fn text(document: &Document) -> String {
             }),
         )
     };
+    for one in &document.points_in_time {
+        text.push_str(&format!("\n{}: {}", one.database, one.text()));
+    }
     for one in &document.unreadable {
         text.push_str(&format!("\nUNREADABLE  {}: {}", one.object, one.what));
     }

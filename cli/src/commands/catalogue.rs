@@ -1,5 +1,6 @@
 //! `fettler catalogue rebuild`: writes the ledger's list of backups anew from the repository alone.
 
+use fettler_jobs::is_cleanup_archive;
 use fettler_ledger::DatabaseRecord;
 use fettler_model::{BackupFacts, BackupState, DatabaseName, Problem};
 use fettler_repository::{Manifest, TenantRepository};
@@ -41,7 +42,13 @@ pub(crate) async fn rebuild(app: &App) -> Outcome {
             .map(|one| format!("{}: {}", one.object, one.error))
             .collect(),
     };
-    for summary in &listing.backups {
+    let backups = || {
+        listing
+            .backups
+            .iter()
+            .filter(|one| !is_cleanup_archive(one))
+    };
+    for summary in backups() {
         let manifest = repository.manifest(summary.id).await?;
         match facts(app, &manifest, &databases) {
             Ok(facts) => {
@@ -86,7 +93,7 @@ pub(crate) async fn complete(app: &App, repository: &TenantRepository) -> Result
     let unknown = listing
         .backups
         .iter()
-        .filter(|summary| !known.contains_key(&summary.id));
+        .filter(|summary| !known.contains_key(&summary.id) && !is_cleanup_archive(summary));
     let databases = ledger.databases(Some(app.tenant())).await?;
     for summary in unknown {
         let manifest = repository.manifest(summary.id).await?;

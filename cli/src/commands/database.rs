@@ -50,6 +50,8 @@ pub(crate) async fn run(app: &App, command: &DatabaseCommand) -> Outcome {
             app.output.result(&record, || text(&record));
             Ok(Exit::Done)
         }
+        // Nobody's ledger is needed for it: see `grants`.
+        DatabaseCommand::GrantSql(_) => Ok(Exit::Done),
         DatabaseCommand::Remove { name } => {
             let record = select::existing_database(app, name).await?;
             match &desk {

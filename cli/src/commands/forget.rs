@@ -1,6 +1,8 @@
 //! `fettler forget`: lets backups go, by name or by keep rules. Their bytes stay until `fettler collect`.
 
-use fettler_jobs::{BY_REQUEST, BackupPlace, ForgetArguments, ForgetOutput, RetentionArguments};
+use fettler_jobs::{
+    BY_REQUEST, BY_SERVER, BackupPlace, ForgetArguments, ForgetOutput, RetentionArguments,
+};
 use fettler_ledger::{BackupFilter, DatabaseRecord, LedgerError};
 use fettler_model::{BackupId, BackupState, KeepRules, Timestamp};
 use fettler_repository::Unfenced;
@@ -224,11 +226,23 @@ async fn by_name_here(app: &App, args: &ForgetArgs) -> Result<ForgetOutput, Fail
     let repository = app.repository(Use::Read).await?;
     let listing = repository.backups().await?;
     let mut chosen = Vec::new();
+    let mut is_at_a_server = false;
     for text in &args.backups {
         let summary = select::find_backup(&listing, text, repository.place())?;
+        is_at_a_server |= summary.tags.iter().any(|tag| tag == BY_SERVER);
         if !chosen.contains(&summary.id) {
             chosen.push(summary.id);
         }
+    }
+    // Its server has to be asked, and asked again where it does not answer: a job does that.
+    if is_at_a_server && !args.dry_run {
+        let arguments = ForgetArguments {
+            place: BackupPlace(Some(app.settings().repository_place())),
+            backups: chosen,
+            dry_run: false,
+        };
+        let asked = Asked::about("forget", &arguments, "forget".to_owned());
+        return result_of(&run::run(app, &asked).await?);
     }
     if !args.dry_run {
         let ledger = app.ledger().await?;

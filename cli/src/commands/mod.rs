@@ -1,16 +1,26 @@
 //! The commands, one file each.
 
 pub(crate) mod api;
+mod archive;
+mod audit;
 mod backup;
 mod backups;
+mod browse;
 mod catalogue;
 mod check;
+mod checks;
+mod cleanup;
 mod collect;
 pub(crate) mod completions;
 pub(crate) mod config;
+mod copy_data;
 mod database;
 mod diff;
+mod extract;
+mod findings;
 mod forget;
+mod grants;
+mod health;
 mod hold;
 mod jobs;
 mod key;
@@ -25,13 +35,14 @@ mod restore;
 mod show;
 mod tenant;
 mod token;
+mod tune;
 pub(crate) mod up;
 mod verify;
 mod worker;
 
 use crate::{
     app::App,
-    args::{CatalogueCommand, Command},
+    args::{CatalogueCommand, Command, DatabaseCommand},
     demo,
     failure::{Exit, Failure, Outcome},
 };
@@ -49,12 +60,22 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome {
     }
     match command {
         Command::Demo(args) => demo::run(app, &args).await,
+        Command::Health(args) => health::run(app, &args).await,
+        Command::Audit(args) => audit::run(app, &args).await,
+        Command::Tune(args) => tune::run(app, &args).await,
+        Command::Findings(args) => findings::run(app, &args).await,
+        Command::Checks(command) => checks::run(app, &command),
         Command::Backup(args) => backup::run(app, &args).await,
+        Command::Archive(args) => archive::run(app, &args).await,
         Command::Backups(args) => backups::run(app, &args).await,
         Command::Show(args) => show::run(app, &args).await,
+        Command::Browse(args) => browse::run(app, &args).await,
+        Command::Extract(args) => extract::run(app, &args).await,
         Command::Verify(args) => verify::run(app, &args).await,
         Command::Prove(args) => prove::run(app, &args).await,
         Command::Restore(args) => restore::run(app, &args).await,
+        Command::CopyData(args) => copy_data::run(app, &args).await,
+        Command::Cleanup(args) => cleanup::run(app, &args).await,
         Command::Diff(args) => diff::run(app, &args).await,
         Command::Forget(args) => forget::run(app, &args).await,
         Command::Hold(args) => hold::run(app, &args).await,
@@ -65,6 +86,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Outcome {
         Command::Key(command) => key::run(app, &command).await,
         Command::Up(args) => up::run(app, &args).await,
         Command::Tenant(command) => tenant::run(app, &command).await,
+        Command::Database(DatabaseCommand::GrantSql(args)) => grants::run(app, &args).await,
         Command::Database(command) => database::run(app, &command).await,
         Command::Policy(command) => policy::run(app, &command).await,
         Command::Jobs(args) => jobs::run(app, &args).await,
@@ -87,12 +109,20 @@ const fn asks_another(command: &Command) -> bool {
     matches!(
         command,
         Command::Backup(_)
+            | Command::Archive(_)
             | Command::Backups(_)
             | Command::Show(_)
+            | Command::Browse(_)
+            | Command::CopyData(_)
+            | Command::Cleanup(_)
             | Command::Diff(_)
             | Command::Forget(_)
             | Command::Hold(_)
             | Command::Ping(_)
+            | Command::Health(_)
+            | Command::Audit(_)
+            | Command::Findings(_)
+            | Command::Tune(_)
             | Command::Collect(_)
             | Command::Check(_)
             | Command::Verify(_)

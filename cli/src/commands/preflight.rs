@@ -18,6 +18,7 @@ pub(crate) async fn run(app: &App, args: &PreflightArgs) -> Outcome {
     let identity = engine.identify(&target).await?;
     let options = BackupOptions {
         exclude: args.exclude.clone(),
+        ..BackupOptions::default()
     };
     let items = engine.preflight(&target, &options).await?;
     let stops = items.iter().any(|item| item.level == PreflightLevel::Stops);

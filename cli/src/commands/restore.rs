@@ -1,6 +1,6 @@
-//! `fettler restore`: puts a backup back.
+//! `fettler restore`: puts a backup back, or a database as it was at a moment.
 
-use fettler_jobs::{BackupPlace, RestoreArguments, RestoreOutput};
+use fettler_jobs::{BackupPlace, RestoreArguments, RestoreOutput, is_cleanup_archive};
 use fettler_model::BackupId;
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Outcome {
     let (backup, arguments) = match app.remote() {
         Some(remote) => {
-            let backup = select::backup_there(app, remote, &args.backup.backup).await?;
+            let backup = select::backup_there(app, remote, &args.backup).await?;
             let mut arguments = json!({
                 "backup": backup.facts.id,
                 "to": select::absolute_place(&args.to)?,
@@ -27,6 +27,9 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Outcome {
                 "overwrite": args.overwrite,
                 "start_again": args.start_again,
             });
+            if let Some(at) = args.to_time {
+                arguments["to_time"] = json!(at);
+            }
             if let Some(reference) = &args.password {
                 arguments["password"] = json!(reference.get()?);
             }
@@ -60,11 +63,22 @@ pub(crate) async fn run(app: &App, args: &RestoreArgs) -> Outcome {
 async fn here(app: &App, args: &RestoreArgs) -> Result<(BackupId, Value), Failure> {
     let (to, secret) = select::place(&args.to)?;
     let repository = app.repository(Use::Read).await?;
-    let backup = select::backup(&repository, &args.backup.backup).await?;
+    let listing = repository.backups().await?;
+    // With a moment any backup of the database says which one is meant.
+    let of_database = listing.backups.iter().rfind(|summary| {
+        args.to_time.is_some()
+            && summary.database_name == args.backup
+            && !is_cleanup_archive(summary)
+    });
+    let backup = match of_database {
+        Some(backup) => backup.clone(),
+        None => select::find_backup(&listing, &args.backup, repository.place())?,
+    };
     let password = select::password(app, args.password.as_ref(), secret.as_ref()).await?;
     let arguments = RestoreArguments {
         place: BackupPlace(Some(app.settings().repository_place())),
         backup: backup.id,
+        to_time: args.to_time,
         to,
         password,
         only: args.only.clone(),
@@ -83,6 +97,13 @@ fn text(restored: &RestoreOutput) -> String {
         .collect();
     pairs(&[
         ("restored", restored.backup.short()),
+        (
+            "as it was at",
+            restored
+                .complete_at
+                .or(restored.to_time)
+                .map_or_else(String::new, |at| at.to_string()),
+        ),
         ("to", restored.to.to_string()),
         (
             "content",

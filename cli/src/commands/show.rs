@@ -26,6 +26,8 @@ struct Document {
     backup: Listed,
     #[serde(flatten)]
     inside: InspectOutput,
+    /// The seconds to which its database can be restored, where its changes are archived.
+    points_in_time: Option<backups::PointsInTime>,
 }
 
 pub(crate) async fn run(app: &App, args: &BackupArg) -> Outcome {
@@ -40,6 +42,7 @@ pub(crate) async fn run(app: &App, args: &BackupArg) -> Outcome {
         Document {
             backup: Listed::catalogued(&record),
             inside: result_of(&job)?,
+            points_in_time: None,
         }
     } else {
         let repository = app.repository(Use::Read).await?;
@@ -49,6 +52,12 @@ pub(crate) async fn run(app: &App, args: &BackupArg) -> Outcome {
         Document {
             backup: Listed::of(&manifest.summary, known.get(&summary.id)),
             inside: InspectOutput::of(&repository, &manifest)?,
+            points_in_time: backups::PointsInTime::of(
+                &repository,
+                std::iter::once(&manifest.summary),
+            )
+            .await?
+            .pop(),
         }
     };
     app.output.result(&document, || text(&document));
@@ -120,6 +129,13 @@ fn text(document: &Document) -> String {
                 units::size(document.inside.pack_bytes),
                 document.inside.repository
             ),
+        ),
+        (
+            "points in time",
+            document
+                .points_in_time
+                .as_ref()
+                .map_or_else(String::new, backups::PointsInTime::text),
         ),
         ("tags", backup.tags.join(" ")),
         ("look at", warnings.join("\n")),

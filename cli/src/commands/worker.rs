@@ -27,6 +27,9 @@ async fn only(app: &App, job: JobId, token: Option<i64>) -> Outcome {
     }
     .build();
     let stop = CancellationToken::new();
+    if token.is_some() {
+        stop_with_the_worker(stop.clone());
+    }
     let mut signals = Signals::listen()?;
     let mut running = tokio::spawn(worker.run(stop.clone()));
     let ended = loop {
@@ -44,4 +47,14 @@ async fn only(app: &App, job: JobId, token: Option<i64>) -> Outcome {
             "",
         ))),
     }
+}
+
+/// Drains when the worker that started this process is gone: it holds the other end of the standard input. A thread of its
+/// own reads, since nothing can break a read off.
+fn stop_with_the_worker(stop: CancellationToken) {
+    std::thread::spawn(move || {
+        // An error is an end as well.
+        let _end = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        stop.cancel();
+    });
 }

@@ -419,6 +419,7 @@ async fn restore(app: &App, backup: BackupId, copy: &Path) -> Result<Step, Failu
     let arguments = RestoreArguments {
         place: place(app),
         backup,
+        to_time: None,
         to,
         password: None,
         only: Vec::new(),
