@@ -11,10 +11,14 @@ use std::{
 
 use fettler_tests::{
     Installation, Size,
-    servers::{MinioServer, PgMajor, PostgresServer, S3Action, S3Proxy, S3Request, wait_until},
+    servers::{
+        ClickhouseServer, ClickhouseVersion, MinioServer, MongodbClient, MongodbKind,
+        MongodbServer, PgMajor, PostgresServer, RedisOptions, RedisServer, S3Action, S3Proxy,
+        S3Request, SearchKind, SearchServer, wait_until,
+    },
     sqlite,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rstest::rstest;
 use serde_json::Value;
@@ -30,6 +34,8 @@ const TAKEOVER: Duration = Duration::from_secs(10);
 const PACK_BYTES: u64 = 4 << 20;
 /// Packs that may be on their way when a worker dies.
 const PACKS_IN_FLIGHT: usize = 4;
+/// The folder in which fault points that were reached leave their marks.
+const LATCHES: &str = "latches";
 
 fn kills() -> u32 {
     std::env::var("FETTLER_TEST_KILLS").map_or(KILLS, |text| text.parse().unwrap())
@@ -347,8 +353,13 @@ fn a_restore_into_postgresql_that_is_killed_is_taken_up_again_and_gives_the_sour
     );
 }
 
-/// What lies in a worker's scratch folder and is no scratch folder of an attempt.
-fn sandboxes(fettler: &Installation) -> Vec<String> {
+/// The sandboxes for copies of this source; tests beside this one have others.
+fn sandboxes(fettler: &Installation, source: &str) -> Vec<String> {
+    let mark = if source.starts_with("postgres") {
+        "pg-"
+    } else {
+        "sandbox.sqlite"
+    };
     let folders = fettler
         .folders()
         .into_iter()
@@ -358,8 +369,246 @@ fn sandboxes(fettler: &Installation) -> Vec<String> {
     entries
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name.contains("sandbox.sqlite") || name.starts_with("pg-"))
+        .filter(|name| name.contains(mark))
         .collect()
+}
+
+/// Backs a source up, and restores it to each target by a worker that is killed when all is done and nobody knows it.
+fn restores_that_die_when_they_are_done(
+    fettler: Installation,
+    source: &str,
+    targets: &[&[&str]],
+) -> Installation {
+    let fettler = whose_restores_die_when_they_are_done(fettler);
+    back_up(&fettler, source);
+    each_is_found_done(&fettler, &["latest"], targets);
+    fettler
+}
+
+fn whose_restores_die_when_they_are_done(fettler: Installation) -> Installation {
+    let latches = fettler.path(LATCHES);
+    std::fs::create_dir(&latches).unwrap();
+    fettler
+        .without_workers()
+        .with_short_leases()
+        .with("FETTLER_FAULT_POINT", "restore.done")
+        .with("FETTLER_FAULT_LATCHES", latches.to_str().unwrap())
+}
+
+/// Restores to each target. The attempt behind the one that was killed finds its own work, and neither refuses it nor does
+/// it again.
+fn each_is_found_done(fettler: &Installation, what: &[&str], targets: &[&[&str]]) {
+    for target in targets {
+        let mut worker = fettler.start_worker();
+        let restore = [&["restore"], what, &["--detach"], target].concat();
+        fettler.run(&restore).done();
+        wait_until("the worker is killed", Duration::from_secs(120), || {
+            !worker.runs()
+        })
+        .unwrap_or_else(|error| panic!("{target:?}: {error}: {}", worker.log()));
+        let mut again = fettler.start_worker();
+        let mut ended = Value::Null;
+        wait_until("the restore ends", Duration::from_secs(120), || {
+            ended = job(&fettler.json(&["jobs", "--all"]), "restore").clone();
+            ["succeeded", "dead"].contains(&ended["state"].as_str().unwrap())
+        })
+        .unwrap_or_else(|error| panic!("{target:?}: {error}: {}", again.log()));
+        assert_eq!(ended["state"], "succeeded", "{target:?}: {}", again.log());
+        assert_eq!(ended["attempts"], 2, "{target:?}");
+        assert_eq!(again.terminate(), 0, "{}", again.log());
+        std::fs::remove_file(fettler.path(LATCHES).join("restore.done")).unwrap();
+    }
+}
+
+#[rstest]
+fn a_restore_of_sqlite_that_dies_when_it_is_done_is_found_done(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size);
+    let path = |name: &str| fettler.path(name).to_str().unwrap().to_owned();
+    let (source, whole, parts, there) = (
+        fettler.path("bank.sqlite"),
+        path("whole.sqlite"),
+        path("parts.sqlite"),
+        fettler.path("there.sqlite"),
+    );
+    sqlite::make_bank(&source, 1 << 20);
+    let connection = rusqlite::Connection::open(&there).unwrap();
+    connection
+        .execute_batch("CREATE TABLE other (n); INSERT INTO other VALUES (1)")
+        .unwrap();
+    drop(connection);
+    let before = sqlite::content(&source);
+    let _folder = restores_that_die_when_they_are_done(
+        fettler,
+        source.to_str().unwrap(),
+        &[
+            &["--to", &whole],
+            &["--to", &whole, "--overwrite"],
+            &["--to", &parts, "--only", "*"],
+            &["--to", there.to_str().unwrap(), "--only", "entry"],
+        ],
+    );
+    assert_eq!(before, sqlite::content(std::path::Path::new(&whole)));
+}
+
+#[test]
+fn a_restore_of_postgresql_that_dies_when_it_is_done_is_found_done() {
+    let server = PostgresServer::shared(PgMajor::V15);
+    let source = server.create_database("bank").unwrap();
+    source
+        .psql("CREATE TABLE account (id int PRIMARY KEY); INSERT INTO account SELECT generate_series(1, 100)")
+        .unwrap();
+    let (empty, old) = (
+        server.create_database("empty").unwrap(),
+        server.create_database("old").unwrap(),
+    );
+    old.psql("CREATE TABLE other (n int)").unwrap();
+    let fettler = Installation::new().with("FETTLER_PG_BIN", server.bin_dir().to_str().unwrap());
+    restores_that_die_when_they_are_done(
+        fettler,
+        &source.url(),
+        &[
+            &["--to", &empty.url()],
+            &["--to", &old.url(), "--only", "public.account"],
+            &["--to", &old.url(), "--overwrite"],
+        ],
+    );
+    for copy in [&empty, &old] {
+        let there = copy.psql("SELECT count(*) FROM account").unwrap();
+        assert_eq!(there.trim(), "100");
+    }
+}
+
+#[test]
+fn a_restore_of_redis_that_dies_when_it_is_done_is_found_done() {
+    let start = || RedisServer::start(RedisOptions::new()).unwrap();
+    let (source, copy) = (start(), start());
+    let client = |server: &RedisServer| {
+        redis::Client::open(server.url())
+            .unwrap()
+            .get_connection()
+            .unwrap()
+    };
+    redis::cmd("MSET")
+        .arg(&["a", "1", "b", "2"])
+        .exec(&mut client(&source))
+        .unwrap();
+    let fettler = Installation::new();
+    let file = format!("rdb:{}", fettler.path("dump.rdb").display());
+    restores_that_die_when_they_are_done(
+        fettler,
+        &source.url(),
+        &[&["--to", &copy.url()], &["--to", &file]],
+    );
+    let keys: u64 = redis::cmd("DBSIZE").query(&mut client(&copy)).unwrap();
+    assert_eq!(keys, 2);
+}
+
+#[test]
+fn a_restore_of_redis_to_a_moment_that_dies_when_it_is_done_is_found_done() {
+    let start = || {
+        let options = RedisOptions::new().setting("repl-diskless-sync-delay", "0");
+        RedisServer::start(options).unwrap()
+    };
+    let (source, copy, other) = (start(), start(), start());
+    let client = |server: &RedisServer| {
+        let client = redis::Client::open(server.url()).unwrap();
+        client.get_connection().unwrap()
+    };
+    let fettler = whose_restores_die_when_they_are_done(Installation::of_size(Size::Embedded));
+    let mut worker = fettler.start_worker();
+    fettler
+        .run(&["archive", &source.url(), "--name", "shop", "--detach"])
+        .done();
+    redis::cmd("MSET")
+        .arg(&["a", "1", "b", "2"])
+        .exec(&mut client(&source))
+        .unwrap();
+    let written = Timestamp::now();
+    let mut until = written;
+    wait_until("all is archived", Duration::from_secs(60), || {
+        let shown = fettler.json(&["backups"]);
+        let moment = shown["points_in_time"][0]["until"].as_str();
+        until = moment.map_or(until, |moment| moment.parse().unwrap());
+        until > written + SignedDuration::from_secs(1)
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    redis::cmd("SET")
+        .arg(&["a", "there before"])
+        .exec(&mut client(&other))
+        .unwrap();
+    each_is_found_done(
+        &fettler,
+        &["shop", "--to-time", &until.to_string()],
+        &[
+            &["--to", &copy.url()],
+            &["--to", &other.url(), "--overwrite"],
+        ],
+    );
+    for copy in [&copy, &other] {
+        let values: Vec<String> = redis::cmd("MGET")
+            .arg(&["a", "b"])
+            .query(&mut client(copy))
+            .unwrap();
+        assert_eq!(values, ["1", "2"]);
+    }
+}
+
+#[test]
+fn a_restore_of_mongodb_that_dies_when_it_is_done_is_found_done() {
+    let start = || MongodbServer::start(MongodbKind::WithOplog).unwrap();
+    let (source, copy) = (start(), start());
+    let orders: Vec<_> = (0..100).map(|n| bson::doc! { "_id": n }).collect();
+    MongodbClient::new(source.port()).insert("shop", "orders", orders);
+    restores_that_die_when_they_are_done(
+        Installation::new(),
+        &source.url(),
+        &[&["--to", &copy.url()]],
+    );
+    assert_eq!(
+        MongodbClient::new(copy.port()).all("shop", "orders").len(),
+        100
+    );
+}
+
+#[test]
+fn a_restore_of_clickhouse_that_dies_when_it_is_done_is_found_done() {
+    let start = || ClickhouseServer::start(ClickhouseVersion::V18).unwrap();
+    let (source, copy) = (start(), start());
+    for statement in [
+        "CREATE DATABASE shop",
+        "CREATE TABLE shop.orders (id UInt64) ENGINE = MergeTree ORDER BY id",
+        "INSERT INTO shop.orders SELECT number FROM numbers(100)",
+    ] {
+        source.query(statement).unwrap();
+    }
+    restores_that_die_when_they_are_done(
+        Installation::new(),
+        &source.url(),
+        &[&["--to", &copy.url()]],
+    );
+    assert_eq!(
+        copy.query("SELECT count() FROM shop.orders").unwrap(),
+        "100\n"
+    );
+}
+
+#[test]
+fn a_restore_of_elasticsearch_that_dies_when_it_is_done_is_found_done() {
+    let server = SearchServer::start(SearchKind::Elasticsearch, &[]).unwrap();
+    for (method, path, body) in [
+        ("PUT", "/shop", r#"{"settings":{"number_of_replicas":0}}"#),
+        ("PUT", "/shop/_doc/1?refresh=true", r#"{"n":1}"#),
+    ] {
+        let (status, answer) = server.request(method, path, body).unwrap();
+        assert!(status < 300, "{answer}");
+    }
+    let to = format!("{}?prefix=copy-", server.url());
+    restores_that_die_when_they_are_done(Installation::new(), &server.url(), &[&["--to", &to]]);
+    let (status, _) = server.request("GET", "/copy-shop/_doc/1", "").unwrap();
+    assert_eq!(status, 200);
 }
 
 /// A proof whose worker is killed once the backup was restored: its sandbox is there for the next attempt, which reads
@@ -381,14 +630,14 @@ fn a_proof_goes_on(fettler: Installation, minio: &MinioServer, source: &str) {
     fettler.run(&["backup", source]).done();
     let packs = fettler.json(&["show", "latest"])["packs"].as_u64().unwrap();
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
-    let before = sandboxes(&fettler);
+    let before = sandboxes(&fettler, source);
     let mut worker = fettler.start_worker();
     fettler.run(&["prove", "latest", "--detach"]).done();
     wait_until("the worker ends", Duration::from_secs(120), || {
         !worker.runs()
     })
     .unwrap_or_else(|error| panic!("{error}: {}", worker.log()));
-    let left: Vec<String> = sandboxes(&fettler)
+    let left: Vec<String> = sandboxes(&fettler, source)
         .into_iter()
         .filter(|name| !before.contains(name))
         .collect();
@@ -421,7 +670,9 @@ fn a_proof_goes_on(fettler: Installation, minio: &MinioServer, source: &str) {
         "{read_again} reads of packs after {read_before} of {packs}"
     );
     wait_until("nothing is left", Duration::from_secs(30), || {
-        sandboxes(&fettler).iter().all(|name| !left.contains(name))
+        sandboxes(&fettler, source)
+            .iter()
+            .all(|name| !left.contains(name))
     })
     .unwrap();
     assert_eq!(again.terminate(), 0, "{}", again.log());

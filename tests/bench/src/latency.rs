@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::{
     Result,
     figures::{head, percentile, row},
+    floor::floor,
     kinds::{self, micros},
     peers,
     stand::{Fleet, Stand},
@@ -52,7 +53,7 @@ pub struct OpenLoopOptions {
     alone: bool,
 }
 
-/// One job after the other, each when the last one has ended.
+/// One job after the other, each when the last one has ended; then the least that its steps can take.
 pub async fn idle(options: &IdleOptions) -> Result<()> {
     let stand = Stand::start()?;
     let fleet = stand.fleet().await?;
@@ -76,6 +77,12 @@ pub async fn idle(options: &IdleOptions) -> Result<()> {
     let waits = waits(&fleet, &asked).await?;
     tell("submit to first line", &waits, |wait| wait.to_start);
     tell("submit to end", &waits, |wait| wait.to_end);
+    let floor = floor(&stand, options.jobs).await?;
+    tell(
+        "the two commits and a word through Redis, by themselves",
+        &floor,
+        |millis| *millis,
+    );
     Ok(())
 }
 
@@ -231,7 +238,7 @@ pub async fn waits(fleet: &Fleet<'_>, asked: &Asked) -> Result<Vec<Wait>> {
     }
 }
 
-fn tell(what: &str, waits: &[Wait], of: impl Fn(&Wait) -> f64) {
+fn tell<T>(what: &str, waits: &[T], of: impl Fn(&T) -> f64) {
     let values: Vec<f64> = waits.iter().map(of).collect();
     let mut cells = vec![what.to_owned()];
     cells.extend([50.0, 99.0, 100.0].map(|percent| format!("{:.2}", percentile(&values, percent))));

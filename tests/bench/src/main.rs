@@ -2,13 +2,18 @@
 //! everything on that a fleet in production has: a durable ledger, history, logs, leases. `docs/benchmarks.md` has the
 //! commands and what they gave. Nothing here is a test: shared machines are too noisy for limits on time.
 
+mod cleanup;
 mod embedded;
 mod figures;
+mod floor;
+mod health;
 mod http;
 mod kinds;
 mod latency;
 mod load;
 mod peers;
+mod programs;
+mod serve;
 mod stand;
 mod takeover;
 mod throughput;
@@ -51,9 +56,16 @@ enum What {
     Takeover(takeover::Options),
     /// Very many policies, some due at once.
     Ticks(ticks::Options),
+    /// Half of a table's rows go while pgbench writes to it at half of what the machine can do; then they come back.
+    Cleanup(cleanup::Options),
+    /// How long a look at a database's health takes, for each engine, and for very many databases at once.
+    Health(health::Options),
     /// A worker process of a benchmark; started by the others.
     #[command(hide = true)]
     Work(work::Options),
+    /// A database server for `tests/bench/run`.
+    #[command(hide = true)]
+    Serve(serve::Options),
 }
 
 fn main() -> Result<()> {
@@ -72,7 +84,10 @@ fn main() -> Result<()> {
             What::Embedded(options) => embedded::run(&options).await,
             What::Takeover(options) => takeover::run(&options).await,
             What::Ticks(options) => ticks::run(&options).await,
+            What::Cleanup(options) => cleanup::run(&options),
+            What::Health(options) => health::run(&options).await,
             What::Work(options) => work::run(options).await,
+            What::Serve(options) => serve::run(&options),
         }
     })
 }

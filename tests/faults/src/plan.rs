@@ -126,10 +126,16 @@ pub struct Plan {
 pub fn all_points(role: Role) -> String {
     let names: Vec<&str> = Point::ALL
         .iter()
-        .filter(|point| point.role() == role)
+        .filter(|point| point.role() == role && point.is_in_harness())
         .map(|point| point.name())
         .collect();
     names.join(",")
+}
+
+/// The points that the harness' fleet comes by.
+pub fn points_of_harness() -> impl Iterator<Item = Point> {
+    let all = Point::ALL.iter().copied();
+    all.filter(|point| point.is_in_harness())
 }
 
 fn ms(milliseconds: u64) -> Duration {
@@ -155,7 +161,8 @@ impl Plan {
             .collect();
         faults.sort_by_key(|timed| timed.at);
         let ends = if dice.random_bool(0.6) {
-            let point = *Point::ALL.choose(&mut dice).expect("there are points");
+            let points: Vec<Point> = points_of_harness().collect();
+            let point = *points.choose(&mut dice).expect("there are points");
             let slots: Vec<Slot> = of_role(point.role());
             let slot = *slots.choose(&mut dice).expect("every role has slots");
             let times = dice.random_range(1..4);

@@ -1,11 +1,12 @@
 """ClickHouse's engine of the PyPI package `chdb` behind ClickHouse's HTTP interface, for tests.
 
-    serve.py FOLDER PORT
+    serve.py FOLDER PORT [CONFIGURATION]
 
 Parsing, planning, storage and formats are the engine's own; only what stands between it and a socket is written here. A
 statement comes in `query` or as the body; the data of an INSERT is the body behind it. `database` is what a name without a
-database means, `default_format` the format of an answer, other parameters are settings of SELECT and INSERT. Answers to
-SELECT are streamed. What is not here: users, parameters of statements (`param_*`), compression, ids of statements.
+database means, `default_format` the format of an answer, other parameters are settings of SELECT, INSERT, DROP and
+TRUNCATE. Answers to SELECT are streamed. The file of a configuration may say where `BACKUP` may write to. What is not here: users, parameters of
+statements (`param_*`), compression, ids of statements, archives (`.zip`) of backups.
 """
 
 import os
@@ -21,6 +22,7 @@ import chdb
 INSERT = re.compile(rb"\s*INSERT\s+INTO\s+(?P<target>.+?)\s+FORMAT\s+(?P<form>\w+)\s*?(?:\r?\n|$)", re.I | re.S)
 FORMAT = re.compile(r"\s+FORMAT\s+(\w+)\s*$", re.I)
 QUERY = re.compile(r"\s*(SELECT|WITH)\b", re.I)
+LIMITED = re.compile(r"\s*(DROP (DATABASE|TABLE)|TRUNCATE)\b", re.I)
 SETTINGS = re.compile(r"\bSETTINGS\b", re.I)
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 # Parameters of the interface itself.
@@ -117,11 +119,16 @@ class Handler(BaseHTTPRequestHandler):
         form = parameters.get("default_format", "TabSeparated")
         if found := FORMAT.search(text):
             text, form = text[: found.start()], found[1]
-        if not QUERY.match(text):
-            return self.reply(200, self.engine.query(text, form).bytes() or b"", form)
         settings = self.settings(parameters)
+        if not QUERY.match(text):
+            if settings and LIMITED.match(text):
+                text += f" SETTINGS {settings}"
+            return self.reply(200, self.engine.query(text, form).bytes() or b"", form)
         if settings and not SETTINGS.search(text):
             text += f" SETTINGS {settings}"
+        if form.startswith("JSON"):
+            # A stream has one document for each block.
+            return self.reply(200, self.engine.query(text, form).bytes() or b"", form)
         result = self.engine.send_query(text, form)
         piece = result.fetch()
         if piece is None or not piece.bytes():
@@ -149,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    Handler.folder = sys.argv[1]
+    Handler.folder = sys.argv[1] + (f"?config-file={sys.argv[3]}" if len(sys.argv) > 3 else "")
     # The engine lives as long as one connection does.
     keeper = chdb.connect(Handler.folder)
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler)

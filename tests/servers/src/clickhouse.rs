@@ -21,6 +21,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
 /// How often a start is tried with another port, when another process was quicker to take it.
 const PORT_TRIES: u32 = 5;
 
+/// The last numbers of the addresses of shards: a server takes 127.0.0.1 for its own, whoever listens there.
+const SHARDS: std::ops::RangeFrom<u8> = 2..;
+
 /// Which ClickHouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClickhouseVersion {
@@ -50,8 +53,15 @@ pub struct ClickhouseServer {
     // Dropped in this order: the process before its folder.
     process: Option<ServerProcess>,
     version: ClickhouseVersion,
+    host: Ipv4Addr,
     port: u16,
+    /// The port of its own protocol, and how many servers there are on the addresses from 127.0.0.2 on.
+    cluster: Option<(u16, u8)>,
+    /// The largest table that may be dropped, in bytes.
+    droppable: Option<u64>,
     password: String,
+    /// What stands in its configuration beside what a test's server needs, and its file of users. Of the engine of today only.
+    configured: Option<(String, String)>,
     scratch: Scratch,
 }
 
@@ -71,11 +81,44 @@ impl ClickhouseServer {
     ///
     /// As [`ClickhouseServer::start`].
     pub fn start_with_password(version: ClickhouseVersion, password: &str) -> Result<Self> {
+        Self::start_as(version, password, None, None)
+    }
+
+    /// The same, which drops no table that is larger than so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClickhouseServer::start`].
+    pub fn start_with_limit_on_drops(version: ClickhouseVersion, bytes: u64) -> Result<Self> {
+        Self::start_as(version, "", Some(bytes), None)
+    }
+
+    /// Starts the engine of today with users: what stands in `users`, the inner part of `<clickhouse>` of a `users.xml`. Who asks is
+    /// the user `default`, and its password is not asked for. `configuration` is added to that of the server.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClickhouseServer::start`].
+    pub fn start_with_users(configuration: &str, users: &str) -> Result<Self> {
+        let configured = (configuration.to_owned(), users.to_owned());
+        Self::start_as(ClickhouseVersion::V26, "", None, Some(configured))
+    }
+
+    fn start_as(
+        version: ClickhouseVersion,
+        password: &str,
+        droppable: Option<u64>,
+        configured: Option<(String, String)>,
+    ) -> Result<Self> {
         let mut server = Self {
             process: None,
             version,
+            host: Ipv4Addr::LOCALHOST,
             port: 0,
+            cluster: None,
+            droppable,
             password: password.to_owned(),
+            configured,
             scratch: Scratch::new("clickhouse", User::Current)?,
         };
         let mut tries = 0;
@@ -89,6 +132,34 @@ impl ClickhouseServer {
                 Ok(()) => return Ok(server),
             }
         }
+    }
+
+    /// Starts several servers of 2018, each on a loopback address of its own and all on the same ports, which know each other as the
+    /// shards of the cluster `shards`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClickhouseServer::start`].
+    pub fn start_shards(count: u8) -> Result<Vec<Self>> {
+        let (port, native) = (free_port(), free_port());
+        SHARDS
+            .take(usize::from(count))
+            .map(|number| {
+                let mut server = Self {
+                    process: None,
+                    version: ClickhouseVersion::V18,
+                    host: Ipv4Addr::new(127, 0, 0, number),
+                    port,
+                    cluster: Some((native, count)),
+                    droppable: None,
+                    password: String::new(),
+                    configured: None,
+                    scratch: Scratch::new("clickhouse", User::Current)?,
+                };
+                server.start_again()?;
+                Ok(server)
+            })
+            .collect()
     }
 
     /// Starts the server again after [`ClickhouseServer::kill_9`], on the same port and folder, and waits until it answers.
@@ -139,13 +210,23 @@ impl ClickhouseServer {
             std::fs::write(&path, text).map_err(ServerError::io("configure ClickHouse"))
         };
         let (place, port, password) = (folder.display(), self.port, &self.password);
+        let (host, limit) = (self.host, self.limit());
+        let cluster = self.cluster.map_or_else(String::new, |(native, count)| {
+            let shards: String = SHARDS
+                .take(usize::from(count))
+                .map(|number| {
+                    format!("<shard><replica><host>127.0.0.{number}</host><port>{native}</port></replica></shard>")
+                })
+                .collect();
+            format!("<tcp_port>{native}</tcp_port><remote_servers><shards>{shards}</shards></remote_servers>")
+        });
         write(
             "config.xml",
             format!(
-                "<yandex><logger><level>warning</level><log>{place}/log</log><errorlog>{place}/errors</errorlog></logger><http_port>{port}</http_port><listen_host>127.0.0.1</listen_host><path>{place}/data/</path><tmp_path>{place}/tmp/</tmp_path><users_config>{place}/users.xml</users_config><default_profile>default</default_profile><default_database>default</default_database><mark_cache_size>134217728</mark_cache_size><max_concurrent_queries>100</max_concurrent_queries></yandex>"
+                "<yandex><logger><level>warning</level><log>{place}/log</log><errorlog>{place}/errors</errorlog></logger><http_port>{port}</http_port><listen_host>{host}</listen_host>{cluster}{limit}<path>{place}/data/</path><tmp_path>{place}/tmp/</tmp_path><users_config>{place}/users.xml</users_config><default_profile>default</default_profile><default_database>default</default_database><mark_cache_size>134217728</mark_cache_size><max_concurrent_queries>100</max_concurrent_queries></yandex>"
             ),
         )?;
-        let networks = "<networks><ip>127.0.0.1</ip></networks><quota>default</quota>";
+        let networks = "<networks><ip>127.0.0.0/8</ip></networks><quota>default</quota>";
         write(
             "users.xml",
             format!(
@@ -157,14 +238,56 @@ impl ClickhouseServer {
         Ok(command)
     }
 
+    /// The limit on drops, as both versions configure it.
+    fn limit(&self) -> String {
+        self.droppable.map_or_else(String::new, |bytes| {
+            format!("<max_table_size_to_drop>{bytes}</max_table_size_to_drop><max_partition_size_to_drop>{bytes}</max_partition_size_to_drop>")
+        })
+    }
+
     fn front(&self) -> Result<Command> {
         let python = install::program(server_folder("chdb/bin/python")?)?;
         let mut command = User::Current.command(&python, "KILL");
+        let folder = self.scratch.path();
+        let (configuration, place) = (folder.join("config.xml"), folder.display());
+        let limit = self.limit();
+        let more = match &self.configured {
+            None => String::new(),
+            Some((more, users)) => {
+                let file = folder.join("users.xml");
+                std::fs::write(&file, format!("<clickhouse>{users}</clickhouse>"))
+                    .map_err(ServerError::io("configure ClickHouse"))?;
+                format!("<users_config>{}</users_config>{more}", file.display())
+            }
+        };
+        let text = format!(
+            "<clickhouse>{limit}{more}<backups><allowed_path>{place}/backups</allowed_path><allowed_disk>backups</allowed_disk></backups><storage_configuration><disks><backups><type>local</type><path>{place}/disk/</path></backups></disks></storage_configuration></clickhouse>"
+        );
+        std::fs::write(&configuration, text).map_err(ServerError::io("configure ClickHouse"))?;
         command
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("clickhouse/serve.py"))
-            .arg(self.scratch.path().join("data"))
-            .arg(self.port.to_string());
+            .arg(folder.join("data"))
+            .arg(self.port.to_string())
+            .arg(configuration);
         Ok(command)
+    }
+
+    /// The folder of its data.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.scratch.path().join("data")
+    }
+
+    /// The folder below which the engine of today may put backups (`File`).
+    #[must_use]
+    pub fn backups(&self) -> PathBuf {
+        self.scratch.path().join("backups")
+    }
+
+    /// The folder of its disk `backups`, where it may put them too (`Disk`).
+    #[must_use]
+    pub fn disk_of_backups(&self) -> PathBuf {
+        self.scratch.path().join("disk")
     }
 
     /// Runs a statement as an operator does, and gives back the answer.
@@ -186,7 +309,7 @@ impl ClickhouseServer {
     }
 
     fn query_at(&self, port: u16, statement: &str, settings: &str) -> Result<String> {
-        let answered = post(port, &self.password, statement, settings);
+        let answered = post((self.host, port), &self.password, statement, settings);
         let (status, body) = answered.map_err(ServerError::io("ask ClickHouse"))?;
         if status == 200 {
             Ok(body)
@@ -229,21 +352,24 @@ impl ClickhouseServer {
     #[must_use]
     pub fn url_via(&self, port: u16) -> String {
         if self.password.is_empty() {
-            format!("clickhouse://127.0.0.1:{port}/")
+            format!("clickhouse://{}:{port}/", self.host)
         } else {
-            format!("clickhouse://default:{}@127.0.0.1:{port}/", self.password)
+            format!(
+                "clickhouse://default:{}@{}:{port}/",
+                self.password, self.host
+            )
         }
     }
 }
 
 /// Sends a statement; gives back the status and the body.
 fn post(
-    port: u16,
+    place: (Ipv4Addr, u16),
     password: &str,
     statement: &str,
     settings: &str,
 ) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    let mut stream = TcpStream::connect(place)?;
     stream.set_read_timeout(Some(ANSWERS_WITHIN))?;
     write!(
         stream,

@@ -18,8 +18,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Where Debian's package puts Java.
 const JAVA: &str = "/usr/bin/java";
 
-/// Memory of the Java server, as its virtual machine takes it.
-const JAVA_MEMORY: &str = "-Xmx1g";
+/// Memory of the Java server in MiB.
+const JAVA_MEGABYTES: u32 = 1024;
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub struct MongodbServer {
     // Dropped in this order: the process before what it uses.
     process: Option<ServerProcess>,
     kind: MongodbKind,
+    megabytes: u32,
     port: u16,
     database: Option<TestDatabase>,
     scratch: Scratch,
@@ -54,6 +55,19 @@ impl MongodbServer {
     ///
     /// [`ServerError::NotInstalled`]; [`ServerError::Start`] with the end of the server's log.
     pub fn start(kind: MongodbKind) -> Result<Self> {
+        Self::start_with(kind, JAVA_MEGABYTES)
+    }
+
+    /// Starts the one in memory with so many MiB of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`MongodbServer::start`].
+    pub fn start_with_memory(megabytes: u32) -> Result<Self> {
+        Self::start_with(MongodbKind::WithOplog, megabytes)
+    }
+
+    fn start_with(kind: MongodbKind, megabytes: u32) -> Result<Self> {
         let database = match kind {
             MongodbKind::WithOplog => None,
             MongodbKind::OnDisk => {
@@ -63,6 +77,7 @@ impl MongodbServer {
         let mut server = Self {
             process: None,
             kind,
+            megabytes,
             port: free_port(),
             database,
             scratch: Scratch::new("mongodb", User::Current)?,
@@ -115,7 +130,7 @@ impl MongodbServer {
                 let mut command = User::Current.command(&java, "KILL");
                 let classes = |part: &str| folder.join(part).display().to_string();
                 command
-                    .arg(JAVA_MEMORY)
+                    .arg(format!("-Xmx{}m", self.megabytes))
                     .args([
                         "-cp",
                         &format!("{}:{}", classes("jars/*"), classes("classes")),

@@ -141,7 +141,7 @@ impl SearchServer {
                 let installed = place("elasticsearch")?;
                 command = User::Current.command(&install::program(PathBuf::from(JAVA_17))?, "KILL");
                 command
-                    .args(["-Xms384m", "-Xmx384m", &temporary])
+                    .args(["-Xms512m", "-Xmx512m", &temporary])
                     .arg("--module-path")
                     .arg(installed.join("jars"))
                     .args(["--add-modules=ALL-MODULE-PATH,jdk.net", "-cp"])
@@ -154,7 +154,7 @@ impl SearchServer {
                 let installed = place("opensearch")?;
                 command = User::Current.command(&java_of_opensearch(&installed)?, "KILL");
                 command
-                    .args(["-Xms384m", "-Xmx384m", &temporary, "-cp"])
+                    .args(["-Xms512m", "-Xmx512m", &temporary, "-cp"])
                     .arg(format!(
                         "{}:{}/*",
                         installed.join("classes").display(),
@@ -164,10 +164,12 @@ impl SearchServer {
                     .arg(scratch);
             }
         }
+        let snapshots = scratch.join("snapshots");
         command
             .args([self.port.to_string(), self.transport_port.to_string()])
             // A test machine's disk may be nearly full, and is not the server's concern.
             .arg("cluster.routing.allocation.disk.threshold_enabled=false")
+            .arg(format!("path.repo={}", snapshots.display()))
             .args(&self.settings);
         Ok(command)
     }

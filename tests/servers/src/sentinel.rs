@@ -26,19 +26,30 @@ impl SentinelRedis {
     ///
     /// When one does not start, or the replica is not found.
     pub fn start(password: &str) -> Result<Self> {
-        let options = RedisOptions::new().password(password);
-        let master = RedisServer::start(options.clone())?;
+        Self::start_with(password, RedisOptions::new())
+    }
+
+    /// The same with more settings for the two servers.
+    ///
+    /// # Errors
+    ///
+    /// When one does not start, or the replica is not found.
+    pub fn start_with(password: &str, options: RedisOptions) -> Result<Self> {
+        let servers = options
+            .password(password)
+            .setting("repl-diskless-sync-delay", "0");
+        let master = RedisServer::start(servers.clone())?;
         let replica = RedisServer::start(
-            options
-                .clone()
-                .setting("replicaof", &format!("127.0.0.1 {}", master.port()))
-                .setting("repl-diskless-sync-delay", "0"),
+            servers.setting("replicaof", &format!("127.0.0.1 {}", master.port())),
         )?;
         wait_until("the replica to follow its master", KNOWS_WITHIN, || {
             let link = replica.ask_lines("INFO replication", 8);
             link.is_ok_and(|lines| lines.iter().any(|line| line.contains("link_status:up")))
         })?;
-        let sentinel = RedisServer::start(options.sentinel_of(master.port(), SERVICE))?;
+        let watches = RedisOptions::new()
+            .password(password)
+            .sentinel_of(master.port(), SERVICE);
+        let sentinel = RedisServer::start(watches)?;
         wait_until("the sentinel to know the replica", KNOWS_WITHIN, || {
             let command = format!("SENTINEL replicas {SERVICE}");
             // The number of replicas, as the protocol writes the length of a list.
@@ -60,6 +71,18 @@ impl SentinelRedis {
             self.password,
             self.sentinel.port()
         )
+    }
+
+    /// The port of the sentinel.
+    #[must_use]
+    pub fn sentinel_port(&self) -> u16 {
+        self.sentinel.port()
+    }
+
+    /// The two servers.
+    #[must_use]
+    pub fn servers(&self) -> &[RedisServer; 2] {
+        &self.servers
     }
 
     /// The port of the master, as the sentinel says it; none where it does not answer.

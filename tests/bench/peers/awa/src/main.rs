@@ -330,7 +330,10 @@ impl Queue {
 
     /// When each job ended well, in microseconds since 1970. awa takes the time just before the statement that ends the
     /// jobs; the fleet takes it within that statement.
+    ///
+    /// The tables were filled a moment ago: without statistics PostgreSQL may join them row by row, for many minutes.
     async fn ends(&self) -> Result<HashMap<i64, i64>> {
+        sqlx::query("ANALYZE").execute(&self.submitter).await?;
         let rows: Vec<(i64, i64)> = sqlx::query_as(
             "SELECT job_id, (extract(epoch FROM finalized_at) * 1000000)::bigint FROM awa.terminal_jobs
              WHERE state = 'completed'",

@@ -1,0 +1,1 @@
+"""Benchmarks of backup and restore: one module for each engine."""

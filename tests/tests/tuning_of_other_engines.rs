@@ -1,0 +1,206 @@
+//! `fettler tune URL` through the binary, with no configuration, for the engines beside PostgreSQL: what is found, done, not done
+//! a second time, and taken back.
+
+#![allow(clippy::unwrap_used)]
+
+use fettler_tests::{
+    Installation,
+    servers::{
+        ClickhouseServer, ClickhouseVersion, MongodbKind, MongodbServer, RedisOptions, RedisServer,
+        SearchKind, SearchServer,
+    },
+};
+use rusqlite::Connection;
+use serde_json::Value;
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_default()
+}
+
+/// The objects of a check's open findings.
+fn found<'a>(look: &'a Value, check: &str) -> Vec<&'a str> {
+    look["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["status"]["state"] == "open" && text(one, "check").ends_with(check))
+        .map(|one| text(one, "object"))
+        .collect()
+}
+
+fn states(done: &Value) -> Vec<&str> {
+    done["done"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| text(one, "state"))
+        .collect()
+}
+
+#[test]
+fn sqlite_is_tuned_by_statements_and_taken_back() {
+    let fettler = Installation::new();
+    let path = fettler.path("shop.sqlite");
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer INTEGER, made TEXT);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
+             INSERT INTO orders SELECT i, (i * 7919) % 5000, date('2024-01-01', '+' || (i % 700) || ' days') FROM n;
+             CREATE INDEX made ON orders (made); CREATE INDEX made_again ON orders (made);",
+        )
+        .unwrap();
+    let file = fettler.path("statements.sql");
+    std::fs::write(
+        &file,
+        "-- what the shop asks\nSELECT * FROM orders WHERE customer = 77;\nSELECT id FROM orders WHERE made = '2024-03-01';\n",
+    )
+    .unwrap();
+    let (path, file) = (path.to_str().unwrap(), file.to_str().unwrap());
+    let indexes = || -> Vec<String> {
+        let mut asked = connection
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'index' ORDER BY name")
+            .unwrap();
+        asked
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect()
+    };
+    let look = fettler.json(&["tune", path, "--statements", file]);
+    assert_eq!(look["judged_by"], "copy", "{look:#}");
+    assert_eq!(look["statements"], 2);
+    assert!(
+        found(&look, "tune_index_missing")[0].starts_with("orders (customer"),
+        "{look:#}"
+    );
+    assert_eq!(found(&look, "tune_index_redundant"), ["made"]);
+    assert_eq!(found(&look, "tune_statistics"), [""]);
+    assert_eq!(indexes(), ["made", "made_again"], "a look changes nothing");
+
+    let done = fettler.json(&[
+        "tune",
+        path,
+        "--statements",
+        file,
+        "--apply",
+        "--observe",
+        "0",
+    ]);
+    assert_eq!(states(&done), ["kept"; 3], "{done:#}");
+    let after = indexes();
+    assert!(
+        after.len() == 2
+            && after[0].starts_with("fettler_orders_customer")
+            && after[1] == "made_again",
+        "{after:?}"
+    );
+    let again = fettler.json(&[
+        "tune",
+        path,
+        "--statements",
+        file,
+        "--apply",
+        "--observe",
+        "0",
+    ]);
+    assert_eq!(states(&again), [""; 0], "{again:#}");
+    assert_eq!(again["findings"].as_array().unwrap().len(), 0, "{again:#}");
+    let undone = fettler.json(&["tune", "undo", text(&done, "job")]);
+    assert_eq!(states(&undone), ["undone"; 3], "{undone:#}");
+    assert_eq!(indexes(), ["made", "made_again"]);
+
+    for (arguments, part) in [
+        (["--statements", "/nowhere/s.sql"], "/nowhere/s.sql"),
+        (["--statements", "/dev/null"], "no statement"),
+    ] {
+        let answer = fettler.run(&[&["tune", path][..], &arguments[..]].concat());
+        assert_ne!(answer.code, 0);
+        assert!(answer.stderr.contains(part), "{answer:#?}");
+    }
+}
+
+#[test]
+fn redis_is_tuned_and_taken_back() {
+    let server = RedisServer::start(
+        RedisOptions::new()
+            .setting("maxmemory", "1gb")
+            .setting("maxmemory-policy", "volatile-lru"),
+    )
+    .unwrap();
+    let fettler = Installation::new();
+    let look = fettler.json(&["tune", &server.url(), "--apply"]);
+    assert_eq!(look["findings"].as_array().unwrap().len(), 0, "{look:#}");
+    fill(&server);
+    let done = fettler.json(&["tune", &server.url(), "--apply"]);
+    assert_eq!(found(&done, "tune_large_keys"), [""], "{done:#}");
+    assert_eq!(states(&done), ["kept", "kept"], "{done:#}");
+    let undone = fettler.json(&["tune", "undo", text(&done, "job")]);
+    assert_eq!(states(&undone), ["undone", "undone"], "{undone:#}");
+    let last = fettler.json(&["tune", &server.url(), "--apply"]);
+    assert_eq!(
+        states(&last),
+        [""; 0],
+        "what somebody has undone is not done again: {last:#}"
+    );
+}
+
+/// One key that is large.
+fn fill(server: &RedisServer) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    let value = vec![b'x'; 12 << 20];
+    let head = format!("*3\r\n$3\r\nSET\r\n$8\r\nexport:1\r\n${}\r\n", value.len());
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&value).unwrap();
+    stream.write_all(b"\r\n").unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"+OK\r\n");
+}
+
+#[test]
+fn mongodb_elasticsearch_and_clickhouse_are_looked_at() {
+    let fettler = Installation::new();
+    let server = MongodbServer::start(MongodbKind::WithOplog).unwrap();
+    let look = fettler.json(&["tune", &server.url(), "--apply"]);
+    assert_eq!(found(&look, "").len(), 0, "{look:#}");
+    assert_eq!(look["engine"], "mongodb");
+
+    let server = SearchServer::start(SearchKind::Elasticsearch, &[]).unwrap();
+    let settings = r#"{"settings": {"number_of_replicas": 0, "refresh_interval": "-1"}}"#;
+    assert_eq!(server.request("PUT", "/loaded", settings).unwrap().0, 200);
+    server
+        .request("POST", "/loaded/_doc?refresh=true", r#"{"a": 1}"#)
+        .unwrap();
+    let look = fettler.json(&["tune", &server.url(), "--apply"]);
+    assert_eq!(found(&look, "tune_refresh"), ["loaded"], "{look:#}");
+    assert_eq!(states(&look), [""; 0], "none of it is safe: {look:#}");
+    let words = fettler.run(&["tune", &server.url()]).done().stdout;
+    assert!(
+        words.contains("loaded is never refreshed") && words.contains("by hand"),
+        "{words}"
+    );
+
+    let server = ClickhouseServer::start(ClickhouseVersion::V26).unwrap();
+    server
+        .query("CREATE TABLE events (id UInt64, who UInt32) ENGINE = MergeTree ORDER BY id")
+        .unwrap();
+    server
+        .query("INSERT INTO events SELECT cityHash64(number), cityHash64(number, 1) FROM numbers(400000)")
+        .unwrap();
+    let file = fettler.path("statements.sql");
+    std::fs::write(
+        &file,
+        "SELECT count() FROM events WHERE who = 7; SELECT * FROM events WHERE id = 7",
+    )
+    .unwrap();
+    let look = fettler.json(&[
+        "tune",
+        &server.url(),
+        "--statements",
+        file.to_str().unwrap(),
+    ]);
+    assert_eq!(found(&look, "tune_sorting_key").len(), 1, "{look:#}");
+    assert_eq!(look["statements"], 2);
+}
