@@ -11,6 +11,7 @@ mod http;
 mod kinds;
 mod latency;
 mod load;
+mod loss;
 mod peers;
 mod programs;
 mod serve;
@@ -60,6 +61,8 @@ enum What {
     Cleanup(cleanup::Options),
     /// How long a look at a database's health takes, for each engine, and for very many databases at once.
     Health(health::Options),
+    /// How old the last point in time is while changes are archived: what would be lost at that moment.
+    Loss(loss::Options),
     /// A worker process of a benchmark; started by the others.
     #[command(hide = true)]
     Work(work::Options),
@@ -86,6 +89,7 @@ fn main() -> Result<()> {
             What::Ticks(options) => ticks::run(&options).await,
             What::Cleanup(options) => cleanup::run(&options),
             What::Health(options) => health::run(&options).await,
+            What::Loss(options) => loss::run(&options),
             What::Work(options) => work::run(options).await,
             What::Serve(options) => serve::run(&options),
         }

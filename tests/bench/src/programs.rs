@@ -119,7 +119,7 @@ impl Interface {
 }
 
 /// A process that is killed when this is dropped.
-pub struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {

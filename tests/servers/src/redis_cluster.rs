@@ -15,6 +15,8 @@ const SLOTS: usize = 16384;
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<RedisServer>,
+    /// Where clients reach them: with TLS another port than the node's own.
+    ports: Vec<u16>,
     password: Option<String>,
 }
 
@@ -31,22 +33,52 @@ impl RedisCluster {
         options: &RedisOptions,
         password: Option<&str>,
     ) -> Result<Self> {
+        Self::start_nodes(primaries, replicas_each, options, password, || None)
+    }
+
+    /// The same without replicas, whose nodes and clients speak TLS. `options` name the certificates.
+    ///
+    /// # Errors
+    ///
+    /// When a node does not start, or they do not agree in time.
+    pub fn start_with_tls(
+        primaries: usize,
+        options: &RedisOptions,
+        password: Option<&str>,
+    ) -> Result<Self> {
+        let options = options.clone().setting("tls-cluster", "yes");
+        Self::start_nodes(primaries, 0, &options, password, || Some(free_port()))
+    }
+
+    fn start_nodes(
+        primaries: usize,
+        replicas_each: usize,
+        options: &RedisOptions,
+        password: Option<&str>,
+        tls_port: impl Fn() -> Option<u16>,
+    ) -> Result<Self> {
         let options = match password {
             Some(password) => options.clone().password(password),
             None => options.clone(),
         };
-        let nodes = (0..primaries * (1 + replicas_each))
-            .map(|_| {
-                let options = options
-                    .clone()
-                    .setting("cluster-enabled", "yes")
-                    .setting("cluster-node-timeout", NODE_TIMEOUT)
-                    .setting("cluster-port", &free_port().to_string());
-                RedisServer::start(options)
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let (mut nodes, mut ports) = (Vec::new(), Vec::new());
+        for _ in 0..primaries * (1 + replicas_each) {
+            let mut options = options
+                .clone()
+                .setting("cluster-enabled", "yes")
+                .setting("cluster-node-timeout", NODE_TIMEOUT)
+                .setting("cluster-port", &free_port().to_string());
+            let tls_port = tls_port();
+            if let Some(port) = tls_port {
+                options = options.setting("tls-port", &port.to_string());
+            }
+            let node = RedisServer::start(options)?;
+            ports.push(tls_port.unwrap_or(node.port()));
+            nodes.push(node);
+        }
         let cluster = Self {
             nodes,
+            ports,
             password: password.map(ToOwned::to_owned),
         };
         cluster.share_slots(primaries)?;
@@ -69,11 +101,11 @@ impl RedisCluster {
 
     /// Introduces the nodes to each other.
     fn meet(&self) -> Result<()> {
-        for node in &self.nodes[1..] {
+        for (node, port) in self.nodes.iter().zip(&self.ports).skip(1) {
             let bus = bus_port(node)?;
             told(
                 &self.nodes[0],
-                &format!("CLUSTER MEET 127.0.0.1 {} {bus}", node.port()),
+                &format!("CLUSTER MEET 127.0.0.1 {port} {bus}"),
             )?;
         }
         let all = format!("cluster_known_nodes:{}", self.nodes.len());
@@ -132,9 +164,9 @@ impl RedisCluster {
     #[must_use]
     pub fn url(&self) -> String {
         let hosts: Vec<String> = self
-            .nodes
+            .ports
             .iter()
-            .map(|node| format!("127.0.0.1:{}", node.port()))
+            .map(|port| format!("127.0.0.1:{port}"))
             .collect();
         let login = match &self.password {
             Some(password) => format!(":{password}@"),

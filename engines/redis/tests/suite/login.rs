@@ -73,23 +73,8 @@ async fn a_server_that_is_not_there_is_unreachable() {
     );
 }
 
-fn openssl(folder: &Path, words: &str) {
-    let output = Command::new("openssl")
-        .current_dir(folder)
-        .args(words.split(' '))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_checks_the_authority_and_the_name_and_shows_a_certificate_of_its_own() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = folder.path();
+/// Puts an authority there, and certificates of a server and of a client.
+pub fn certify(at: &Path) {
     openssl(
         at,
         "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem",
@@ -113,6 +98,26 @@ async fn tls_checks_the_authority_and_the_name_and_shows_a_certificate_of_its_ow
             ),
         );
     }
+}
+
+fn openssl(folder: &Path, words: &str) {
+    let output = Command::new("openssl")
+        .current_dir(folder)
+        .args(words.split(' '))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_checks_the_authority_and_the_name_and_shows_a_certificate_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    certify(at);
     let file = |name: &str| at.join(name).display().to_string();
     let port = free_port();
     let server = RedisServer::start(

@@ -22,6 +22,7 @@ use crate::common::{
     Attempt, ENGINE, back_up, client, facts, mismatches, noise, options, prove, restore, run,
     target, try_back_up, try_restore,
 };
+use crate::login::certify;
 
 fn cluster_of(primaries: usize, replicas: usize) -> Place {
     let settings = options().setting("enable-debug-command", "yes");
@@ -347,6 +348,49 @@ async fn p4_a_restore_follows_slots_that_move_meanwhile() {
     assert!(mover.join().unwrap() > 0, "no slot moved");
     assert_eq!(restored.unwrap().failed_statements, Vec::<String>::new());
     assert!(copy.client().digests() == wanted);
+}
+
+/// Each node is reached by TLS with the certificates of the URL, also those that the URL does not name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_speak_tls_are_read_and_written() {
+    let folder = tempfile::tempdir().unwrap();
+    certify(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let settings = options()
+        .setting("enable-debug-command", "yes")
+        .setting("tls-cert-file", &file("server.pem"))
+        .setting("tls-key-file", &file("server.key"))
+        .setting("tls-ca-cert-file", &file("ca.pem"))
+        .setting("tls-auth-clients", "yes");
+    let start = |primaries| {
+        let cluster = RedisCluster::start_with_tls(primaries, &settings, Some(PASSWORD));
+        Place::Cluster(cluster.unwrap())
+    };
+    let (place, other) = (start(3), start(2));
+    let reference = place.seed();
+    let by_tls = |place: &Place| {
+        let url = place.url().replace("redis://", "rediss://");
+        let first = url.split(',').next().unwrap();
+        let own = [file("ca.pem"), file("client.pem"), file("client.key")];
+        format!("{first}?ca={}&cert={}&key={}", own[0], own[1], own[2])
+    };
+    let (backup, report) = back_up(&by_tls(&place)).await;
+    assert_eq!(report.position["shards"].as_array().unwrap().len(), 3);
+    assert_eq!(prove(&backup, &report).await, Vec::<String>::new());
+    let restored = restore(&backup, &report, &by_tls(&other)).await;
+    assert_eq!(restored.failed_statements, Vec::<String>::new());
+    assert!(other.client().digests() == digests_of(&reference.url()));
+
+    // The ports for TLS answer nobody who does not speak it.
+    let url = place.url();
+    let error = try_back_up(&url).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            EngineError::Unreachable { .. } | EngineError::Missing { code: "tls", .. }
+        ),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
