@@ -83,6 +83,15 @@ pub enum CleanupAction {
         #[serde(default = "twenty")]
         dead_percent: u32,
     },
+    /// Tables whose files are mostly empty room, written anew by `pg_repack`.
+    Repack {
+        /// Only these tables or patterns; all where nothing is named.
+        #[serde(default)]
+        only: Vec<String>,
+        /// Tables of whose file at least so much in a hundred is empty.
+        #[serde(default = "fifty")]
+        empty_percent: u32,
+    },
     /// A log of changes that was written and not yet moved into its database: SQLite's WAL.
     Checkpoint {},
     /// Keys that nobody used for a time and that would never expire.
@@ -107,6 +116,10 @@ const fn twenty() -> u32 {
     20
 }
 
+const fn fifty() -> u32 {
+    50
+}
+
 impl CleanupAction {
     /// The word for it.
     #[must_use]
@@ -119,6 +132,7 @@ impl CleanupAction {
             Self::Sessions { .. } => "sessions",
             Self::TemporaryTables {} => "temporary_tables",
             Self::Vacuum { .. } => "vacuum",
+            Self::Repack { .. } => "repack",
             Self::Checkpoint {} => "checkpoint",
             Self::Keys { .. } => "keys",
             Self::Reindex { .. } => "reindex",

@@ -88,6 +88,7 @@ wanted_python="$(printf '%s\n' "${PYTHON_PACKAGES[@]}")"
 missing_packages=()
 [ -x "$postgres_15/postgres" ] || missing_packages+=(postgresql-15)
 [ -e /usr/share/postgresql/15/extension/hypopg.control ] || missing_packages+=(postgresql-15-hypopg)
+[ -x /usr/lib/postgresql/15/bin/pg_repack ] || missing_packages+=(postgresql-15-repack)
 [ -x /usr/bin/redis-server ] || missing_packages+=(redis-server)
 [ -e /usr/lib/x86_64-linux-gnu/libclickhouse.so.18.16 ] || missing_packages+=(clickhouse-common)
 have sqlite3 || missing_packages+=(sqlite3)

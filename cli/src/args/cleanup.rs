@@ -90,6 +90,9 @@ pub(crate) struct CleanupActionArgs {
     /// Dead rows or free pages, by VACUUM
     #[arg(long, group = "action")]
     pub(crate) vacuum: bool,
+    /// Tables whose files are mostly empty, by pg_repack where it is installed
+    #[arg(long, group = "action")]
+    pub(crate) repack: bool,
     /// Invalid indexes, by REINDEX CONCURRENTLY
     #[arg(long, group = "action")]
     pub(crate) reindex: bool,
@@ -132,6 +135,9 @@ pub(crate) struct CleanupActionArgs {
     /// Tables of whose rows at least so many in a hundred are dead
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100), requires = "vacuum")]
     pub(crate) dead_percent: Option<u32>,
+    /// Tables of whose file at least so many in a hundred are empty (50)
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=99), requires = "repack")]
+    pub(crate) empty_percent: Option<u32>,
 }
 
 /// What becomes of rows that others refer to.

@@ -146,6 +146,10 @@ fn action(args: &CleanupActionArgs) -> Result<CleanupAction, Failure> {
             only: only(),
             dead_percent: args.dead_percent.unwrap_or(20),
         },
+        CleanupActionArgs { repack: true, .. } => CleanupAction::Repack {
+            only: only(),
+            empty_percent: args.empty_percent.unwrap_or(50),
+        },
         CleanupActionArgs { reindex: true, .. } => CleanupAction::Reindex { only: only() },
         _ => {
             return Err(Failure::usage(

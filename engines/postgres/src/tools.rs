@@ -95,6 +95,18 @@ impl Tools {
         found
     }
 
+    /// A program that is no part of PostgreSQL and tells its version as `pg_repack 1.4.8` does, of just this version.
+    pub(crate) async fn of_version(&self, program: &str, version: &str) -> Option<PathBuf> {
+        for folder in self.folders() {
+            let path = folder.join(program);
+            let told = told_by(&path).await;
+            if told.is_some_and(|told| told.split_whitespace().nth(1) == Some(version)) {
+                return Some(path);
+            }
+        }
+        None
+    }
+
     /// A program of at least this major version: the preferred version, else the oldest that will do.
     pub(crate) async fn find(
         &self,
@@ -136,7 +148,8 @@ impl Tools {
     }
 }
 
-async fn version_of(path: &Path) -> Option<Tool> {
+/// What a program says of its version.
+async fn told_by(path: &Path) -> Option<String> {
     let output = Command::new(path)
         .arg("--version")
         .stdin(Stdio::null())
@@ -144,7 +157,11 @@ async fn version_of(path: &Path) -> Option<Tool> {
         .output()
         .await
         .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
+    String::from_utf8(output.stdout).ok()
+}
+
+async fn version_of(path: &Path) -> Option<Tool> {
+    let text = told_by(path).await?;
     // `pg_dump (PostgreSQL) 15.9 (Debian 15.9-0+deb12u1)`, `… 18beta1`
     let version = text
         .split("(PostgreSQL) ")

@@ -2,13 +2,15 @@
 //! itself finds that a row still is what the archive holds.
 //!
 //! [`rows`] plans old rows, [`archive`] writes and reads their archive, [`batch`] makes the statements of one batch, [`remove`]
-//! removes, [`undo`] puts back; [`partitions`] is about old partitions, [`orphans`] about what nobody uses.
+//! removes, [`undo`] puts back; [`partitions`] is about old partitions, [`orphans`] about what nobody uses, [`repack`] about tables
+//! whose files are mostly empty.
 
 mod archive;
 mod batch;
 mod orphans;
 mod partitions;
 mod remove;
+mod repack;
 mod rows;
 mod undo;
 
@@ -75,6 +77,10 @@ impl Cleanup for PostgresEngine {
         match &request.what {
             CleanupAction::Rows { .. } => rows::plan(&mut visit, &mut plan).await?,
             CleanupAction::Partitions { .. } => partitions::plan(&mut visit, &mut plan).await?,
+            CleanupAction::Repack {
+                only,
+                empty_percent,
+            } => repack::plan(&mut visit, &mut plan, &self.tools, only, *empty_percent).await?,
             _ => orphans::plan(&mut visit, &mut plan).await?,
         }
         visit.end().await;
@@ -123,6 +129,9 @@ impl Cleanup for PostgresEngine {
                     what: "rows are removed by their archive, and there is none".to_owned(),
                     remedy: "start the cleanup anew".to_owned(),
                 })
+            }
+            (CleanupAction::Repack { .. }, _) => {
+                repack::remove(context, target, plan, &self.tools).await
             }
             _ => orphans::remove(context, target, plan).await,
         };

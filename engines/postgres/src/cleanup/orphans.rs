@@ -47,7 +47,7 @@ pub(super) async fn plan(visit: &mut Visit, plan: &mut CleanupPlan) -> Result<()
             return Err(no_such_action(
                 Engine::Postgres,
                 &plan.what,
-                "rows, partitions, slots, prepared transactions, sessions, temporary tables, vacuum and reindex",
+                "rows, partitions, slots, prepared transactions, sessions, temporary tables, vacuum, repack and reindex",
             ));
         }
     };
@@ -55,7 +55,7 @@ pub(super) async fn plan(visit: &mut Visit, plan: &mut CleanupPlan) -> Result<()
     Ok(())
 }
 
-fn is_meant(only: &[String], schema: &str, name: &str) -> bool {
+pub(super) fn is_meant(only: &[String], schema: &str, name: &str) -> bool {
     only.is_empty()
         || only
             .iter()

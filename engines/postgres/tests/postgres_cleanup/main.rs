@@ -5,6 +5,7 @@
 
 mod orphans;
 mod partitions;
+mod repack;
 
 use std::{
     collections::BTreeMap,

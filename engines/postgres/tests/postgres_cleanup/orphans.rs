@@ -14,7 +14,7 @@ use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer, TestDatabas
 
 use super::{context, database, nothing, planned};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn clean(url: &str, what: CleanupAction) -> (CleanupPlan, CleanupRemoved) {
     let (target, plan) = planned(url, what).await;
@@ -28,19 +28,19 @@ async fn clean(url: &str, what: CleanupAction) -> (CleanupPlan, CleanupRemoved) 
     (plan, removed)
 }
 
-fn names(plan: &CleanupPlan) -> Vec<&str> {
+pub fn names(plan: &CleanupPlan) -> Vec<&str> {
     plan.items.iter().map(|item| item.name.as_str()).collect()
 }
 
-fn ask(database: &TestDatabase, sql: &str) -> String {
+pub fn ask(database: &TestDatabase, sql: &str) -> String {
     database.psql(sql).unwrap().trim().to_owned()
 }
 
 /// A session that was begun and does nothing, until it is dropped.
-struct Session(Child);
+pub struct Session(Child);
 
 impl Session {
-    fn new(programs: &Path, url: &str, sql: &str) -> Self {
+    pub fn new(programs: &Path, url: &str, sql: &str) -> Self {
         let mut child = Command::new(programs.join("psql"))
             .args(["-qX", url])
             .stdin(Stdio::piped())
