@@ -48,29 +48,46 @@ pub fn run(options: &Options) -> Result<()> {
     let redis = RedisServer::start(RedisOptions::new())?;
     let mut connection = redis::Client::open(redis.url())?.get_connection()?;
     let value = "v".repeat(VALUE_BYTES);
-    look_while_written(&binary, "Redis", &redis.url(), options, move |number| {
-        redis::cmd("SET")
-            .arg(number % 100_000)
-            .arg(&value)
-            .exec(&mut connection)
-            .is_ok()
-    })?;
+    // Redis' stream has no times: a write of the last second before a point may be in it or not.
+    look_while_written(
+        &binary,
+        "Redis",
+        &redis.url(),
+        options,
+        1.0,
+        move |number| {
+            redis::cmd("SET")
+                .arg(number % 100_000)
+                .arg(&value)
+                .exec(&mut connection)
+                .is_ok()
+        },
+    )?;
     let mongodb = MongodbServer::start(MongodbKind::WithOplog)?;
     let mut client = MongodbClient::new(mongodb.port());
     let value = "v".repeat(VALUE_BYTES);
-    look_while_written(&binary, "MongoDB", &mongodb.url(), options, move |number| {
-        let document = doc! { "_id": i64::try_from(number).unwrap_or(0), "value": &value };
-        client.insert("shop", "orders", [document]);
-        true
-    })
+    look_while_written(
+        &binary,
+        "MongoDB",
+        &mongodb.url(),
+        options,
+        0.0,
+        move |number| {
+            let document = doc! { "_id": i64::try_from(number).unwrap_or(0), "value": &value };
+            client.insert("shop", "orders", [document]);
+            true
+        },
+    )
 }
 
-/// Archives a server's changes on one machine while a client writes, and looks again and again.
+/// Archives a server's changes on one machine while a client writes, and looks again and again. What was acknowledged so many
+/// seconds before a point in time is surely in it.
 fn look_while_written(
     binary: &Path,
     engine: &str,
     url: &str,
     options: &Options,
+    surely_before: f64,
     write: impl FnMut(u64) -> bool + Send + 'static,
 ) -> Result<()> {
     let machine = Machine {
@@ -79,23 +96,23 @@ fn look_while_written(
     };
     machine.told(&["archive", url, "--name", "shop", "--detach"])?;
     let _worker = machine.worker()?;
+    let writer = Writer::start(options.rate, write);
     let begun = Instant::now();
     while machine.last_point()?.is_none() {
         if begun.elapsed() > FIRST_WITHIN {
             return Err(format!("{engine}: no point in time came").into());
         }
     }
-    let writer = Writer::start(options.rate, write);
     let mut ages = Vec::new();
-    let since = Instant::now();
+    let (since, before) = (Instant::now(), writer.written());
     for _ in 0..options.looks {
         let last = machine.last_point()?.ok_or("the points in time are gone")?;
         // Taken after the answer: the age is told a little too high, never too low.
         let age = Timestamp::now().micros() - last.micros();
-        ages.push(age as f64 / 1e6);
+        ages.push(age as f64 / 1e6 + surely_before);
     }
     let took = since.elapsed();
-    let written = writer.end()?;
+    let written = writer.end()? - before;
     row(&[
         engine.to_owned(),
         format!("{:.0}", written as f64 / took.as_secs_f64()),
@@ -138,7 +155,12 @@ impl Writer {
         }
     }
 
-    /// How much it wrote.
+    /// How much it has written.
+    fn written(&self) -> u64 {
+        self.written.load(Relaxed)
+    }
+
+    /// Ends it, and says how much it wrote.
     fn end(self) -> Result<u64> {
         self.stop.store(true, Relaxed);
         self.thread.join().map_err(|_| "the writer failed")?;
