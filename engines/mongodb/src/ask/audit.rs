@@ -94,13 +94,17 @@ impl Asked {
 
     /// The names of all databases.
     async fn databases(&mut self) -> Result<Vec<String>, Failed> {
-        let listed = self.command(LIST_DATABASES).await?;
-        Ok(listed["databases"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|one| Some(one["name"].as_str()?.to_owned()))
-            .collect())
+        let listed = self
+            .command(LIST_DATABASES)
+            .await
+            .map_err(|failed| known("listDatabases", failed))?;
+        let names = listed["databases"].as_array().map(|databases| {
+            databases
+                .iter()
+                .filter_map(|one| Some(one["name"].as_str()?.to_owned()))
+                .collect()
+        });
+        names.ok_or_else(|| unread("it does not list its databases"))
     }
 
     /// The address that this session goes to; none where it is a socket of this machine.
@@ -116,7 +120,12 @@ impl Asked {
 
     /// `ANONYMOUS`.
     async fn anonymous(&mut self) -> Result<Vec<Row>, Failed> {
-        let let_in = is_let_in(&self.nobody())
+        let shows_certificate = self
+            .params
+            .tls
+            .as_ref()
+            .is_some_and(|files| files.identity.is_some());
+        let let_in = is_let_in(&self.nobody(), shows_certificate)
             .await
             .ok_or_else(|| unread("a second connection without a login was not answered"))?;
         Ok(vec![Row::from_iter([
@@ -214,11 +223,14 @@ fn known(name: &str, failed: Failed) -> Failed {
     }
 }
 
-/// Whether a connection without a login may list the databases; none where nothing can be said.
-async fn is_let_in(nobody: &Params) -> Option<bool> {
+/// Whether a connection without a login may list the databases; none where nothing can be said. Where this session shows a
+/// certificate, a server that takes no connection without one lets nobody in.
+async fn is_let_in(nobody: &Params, shows_certificate: bool) -> Option<bool> {
     let asked = async {
         let stop = CancellationToken::new();
-        let mut session = Session::open(nobody, VISITOR, &stop).await.ok()?;
+        let Ok(mut session) = Session::open(nobody, VISITOR, &stop).await else {
+            return shows_certificate.then_some(false);
+        };
         let list = rawdoc! { "listDatabases": 1, "nameOnly": true, "authorizedDatabases": false };
         match session.try_run("admin", list).await.ok()? {
             Ok(_) => Some(true),

@@ -47,7 +47,9 @@ impl Asked {
 
     /// The answer of `serverStatus`, which other questions have as well.
     async fn status(&mut self) -> Result<Value, Failed> {
-        self.command(r#"{"serverStatus": 1}"#).await
+        self.command(r#"{"serverStatus": 1}"#)
+            .await
+            .map_err(|failed| known("serverStatus", failed))
     }
 
     /// `LOGINS`.
