@@ -66,9 +66,13 @@ fn a_fresh_server_gives_an_audit_that_an_expert_would_sign() {
                 "ENFORCED",
                 "PASSWORDS",
                 "ROLES",
+                "SUPERUSERS",
+                "UNUSED ROLES",
                 "STARTED",
                 "STORAGE",
                 "AUDITING",
+                "LISTENING",
+                "PLAIN",
                 "LOGINS",
                 "CERTIFICATE",
                 "JAVASCRIPT",
@@ -111,9 +115,16 @@ fn at_most_a_third_of_the_checks_ask_for_settings_alone() {
         .filter(|check| check.source == Source::Server)
         .filter(|check| {
             check.variants.iter().all(|variant| {
-                // `NETWORK` and `PROFILES` read settings too, beside what was reached, tried and counted.
-                ["STARTED", "STORAGE", "AUDITING", "NETWORK", "PROFILES"]
-                    .contains(&variant.question.trim())
+                // `PLAIN` and `PROFILES` read settings too, beside what was tried and counted.
+                [
+                    "STARTED",
+                    "STORAGE",
+                    "AUDITING",
+                    "LISTENING",
+                    "PLAIN",
+                    "PROFILES",
+                ]
+                .contains(&variant.question.trim())
             })
         })
         .count();
@@ -434,12 +445,29 @@ fn who_may_not_ask_passes_nothing_that_was_not_seen() {
     for (command, words) in [
         (
             "usersInfo",
-            &["USERS", "ENFORCED", "PASSWORDS", "ROLES"][..],
+            &[
+                "USERS",
+                "SUPERUSERS",
+                "ENFORCED",
+                "PASSWORDS",
+                "ROLES",
+                "UNUSED ROLES",
+            ][..],
         ),
-        ("rolesInfo", &["ROLES"]),
+        ("rolesInfo", &["ROLES", "UNUSED ROLES"]),
         (
             "getCmdLineOpts",
-            &["STARTED", "STORAGE", "AUDITING", "ENFORCED", "JAVASCRIPT"],
+            &[
+                "STARTED",
+                "STORAGE",
+                "AUDITING",
+                "ENFORCED",
+                "JAVASCRIPT",
+                "LISTENING",
+                "PLAIN",
+                "SUPERUSERS",
+                "UNUSED ROLES",
+            ],
         ),
         ("serverStatus", &["LOGINS", "CERTIFICATE", "JAVASCRIPT"]),
         ("aggregate", &["CLIENTS"]),
@@ -471,26 +499,35 @@ fn who_may_not_ask_passes_nothing_that_was_not_seen() {
             }
         }
     }
-    // What the start alone tells is no pass where it is not shown, and what was tried is told all the same.
+    // The right that is missing is told, and what was tried or seen otherwise is judged all the same.
     let mut poor = Recorded::well();
     poor.refused.push("getCmdLineOpts");
-    let not_made = not_made(&asked(&poor.serve()));
+    let audited = asked(&poor.serve());
+    let because = |name: &str| {
+        let line = audited
+            .judged
+            .lines
+            .iter()
+            .find(|line| line.check == format!("mongodb.{name}"));
+        line.unwrap().because.clone()
+    };
     for name in [
         "tls_off",
         "listens_everywhere",
         "plain_beside_tls",
         "superusers_from_anywhere",
-        "profiler_keeps_values",
+        "roles_unused",
     ] {
-        let is_network = name != "profiler_keeps_values";
-        assert_eq!(
-            not_made.contains(&name.to_owned()),
-            is_network,
-            "{name}: {not_made:?}"
-        );
+        let because = because(name).unwrap_or_default();
+        assert!(because.contains("lacks a permission"), "{name}: {because}");
     }
-    for name in ["address_public", "session_without_tls", "users_almighty"] {
-        assert!(!not_made.contains(&name.to_owned()), "{name}");
+    for name in [
+        "address_public",
+        "session_without_tls",
+        "users_almighty",
+        "anonymous_let_in",
+    ] {
+        assert_eq!(because(name), None, "{name}");
     }
 }
 

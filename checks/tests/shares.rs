@@ -53,7 +53,13 @@ fn asks_for_settings_alone(engine: Engine, question: &str) -> bool {
         Engine::Mongodb => {
             matches!(
                 question.trim(),
-                "PROFILING" | "STARTED" | "STORAGE" | "AUDITING" | "PROFILES"
+                "PROFILING"
+                    | "STARTED"
+                    | "STORAGE"
+                    | "AUDITING"
+                    | "LISTENING"
+                    | "PLAIN"
+                    | "PROFILES"
             ) || lines().filter(|line| line.starts_with('{')).all(|line| {
                 line.contains("\"getParameter\"") || line.contains("\"getCmdLineOpts\"")
             }) && lines().any(|line| line.starts_with('{'))

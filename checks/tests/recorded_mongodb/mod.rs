@@ -49,7 +49,6 @@ pub fn user(name: &str, database: &str, role: &str, privileges: Vec<Document>) -
         "roles": roles.clone(), "mechanisms": ["SCRAM-SHA-1", "SCRAM-SHA-256"],
         "authenticationRestrictions": [], "inheritedAuthenticationRestrictions": [],
         "inheritedRoles": roles, "inheritedPrivileges": privileges,
-        "credentials": { "SCRAM-SHA-256": credentials(15_000) },
     }
 }
 
@@ -144,6 +143,7 @@ impl Recorded {
             ),
             user("fettler", "admin", "fettler_audit", Vec::new()),
         ];
+        well.users[1].insert("credentials", doc! { "SCRAM-SHA-256": credentials(15_000) });
         well.roles = vec![role(
             "fettler_audit",
             vec![on("", "", &["viewUser", "viewRole"])],

@@ -1,9 +1,10 @@
 //! Words of questions that an audit asks, each of which gives a line for each thing:
 //!
 //! - `ANONYMOUS`: what a connection without a login is let do. It is tried, and reads names alone;
-//! - `NETWORK`: where the server listens, whether this session is encrypted, and whether the port answers without TLS;
+//! - `NETWORK`: where this session goes, and whether it is encrypted; `LISTENING`: where the server listens; `PLAIN`: whether it takes
+//!   clients without TLS beside those with it;
 //! - `STARTED`, `STORAGE`, `AUDITING`: how the server was started, and the parameters it has now ([`started`]);
-//! - `USERS`, `ENFORCED`, `PASSWORDS`, `ROLES`: who may do what ([`users`], [`roles`], [`passwords`]);
+//! - `USERS`, `SUPERUSERS`, `ENFORCED`, `PASSWORDS`, `ROLES`, `UNUSED ROLES`: who may do what ([`users`], [`roles`], [`passwords`]);
 //! - `CLIENTS`, `LOGINS`, `CERTIFICATE`, `JAVASCRIPT`, `WARNINGS`, `MEMBERS`: what goes on ([`doings`]);
 //! - `PROFILES`, `FIELDS`: what is kept where ([`kept`]).
 //!
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Asked, Failed, named::LIST_DATABASES, plain, unread};
 use crate::{
     error::code,
-    params::{Params, Place},
+    params::Params,
     session::{Session, VISITOR},
 };
 
@@ -50,7 +51,9 @@ impl Asked {
     pub(super) async fn audit_rows(&mut self, word: &str) -> Option<Result<Vec<Row>, Failed>> {
         Some(match word {
             "ANONYMOUS" => self.anonymous().await,
-            "NETWORK" => self.network().await,
+            "NETWORK" => Ok(self.network()),
+            "LISTENING" => self.listening().await,
+            "PLAIN" => self.plain().await,
             "STARTED" => self.started_row().await,
             // Whether the file system below encrypts is shown by no connection.
             "STORAGE" => {
@@ -63,6 +66,8 @@ impl Asked {
             "ENFORCED" => self.enforced().await,
             "PASSWORDS" => self.passwords().await,
             "ROLES" => self.roles().await,
+            "SUPERUSERS" => self.superusers().await,
+            "UNUSED ROLES" => self.unused_roles().await,
             "CLIENTS" => self.clients().await,
             "LOGINS" => self.logins().await,
             "CERTIFICATE" => self.certificate().await,
@@ -151,33 +156,11 @@ impl Asked {
     }
 
     /// `NETWORK`.
-    async fn network(&mut self) -> Result<Vec<Row>, Failed> {
-        let started = self.started_if_told().await?;
+    fn network(&self) -> Vec<Row> {
         let address = self.peer();
-        let is_encrypted = self.params.tls.is_some();
-        let mode = started
-            .as_ref()
-            .and_then(|started| started.row["tls_mode"].as_str());
-        let plain_beside_tls = if is_encrypted {
-            let mut plain = self.nobody();
-            plain.tls = None;
-            let stop = CancellationToken::new();
-            let tried = timeout(PATIENCE, Session::open(&plain, VISITOR, &stop)).await;
-            Some(tried.is_ok_and(|session| session.is_ok()))
-        } else {
-            // This very session was taken without it; by a socket it would be in any case.
-            mode.map(|mode| matches!(mode, "allow" | "prefer"))
-        };
-        let port = match &self.params.place {
-            Place::Tcp { port, .. } => *port,
-            Place::Unix(_) => 0,
-        };
-        let mut row = Row::from_iter([
-            (
-                "address".to_owned(),
-                json!(address.map_or_else(|| self.session.address.clone(), |one| one.to_string())),
-            ),
-            ("port".to_owned(), json!(port)),
+        let named = address.map_or_else(|| self.session.address.clone(), |one| one.to_string());
+        vec![Row::from_iter([
+            ("address".to_owned(), json!(named)),
             (
                 "is_remote".to_owned(),
                 json!(address.is_some_and(is_remote)),
@@ -186,11 +169,15 @@ impl Asked {
                 "is_public".to_owned(),
                 json!(address.is_some_and(is_public)),
             ),
-            ("is_encrypted".to_owned(), json!(is_encrypted)),
-        ]);
-        if let Some(plain_beside_tls) = plain_beside_tls {
-            row.insert("plain_beside_tls".to_owned(), json!(plain_beside_tls));
-        }
+            ("is_encrypted".to_owned(), json!(self.params.tls.is_some())),
+        ])]
+    }
+
+    /// `LISTENING`.
+    async fn listening(&mut self) -> Result<Vec<Row>, Failed> {
+        let started = self.started().await?;
+        let mut row =
+            Row::from_iter([("is_encrypted".to_owned(), json!(self.params.tls.is_some()))]);
         let of_start = [
             "bind",
             "is_on_network",
@@ -198,8 +185,32 @@ impl Asked {
             "authorization",
             "tls_mode",
         ];
-        add(&mut row, started.as_ref(), &of_start);
+        add(&mut row, Some(&started), &of_start);
         Ok(vec![row])
+    }
+
+    /// `PLAIN`. Where this session is encrypted, one that is not is tried.
+    async fn plain(&mut self) -> Result<Vec<Row>, Failed> {
+        let is_encrypted = self.params.tls.is_some();
+        let is_taken = if is_encrypted {
+            let mut plain = self.nobody();
+            plain.tls = None;
+            let stop = CancellationToken::new();
+            let tried = timeout(PATIENCE, Session::open(&plain, VISITOR, &stop)).await;
+            tried.is_ok_and(|session| session.is_ok())
+        } else {
+            // This very session was taken without TLS; by a socket it would be in any case.
+            let started = self.started().await?;
+            matches!(started.row["tls_mode"].as_str(), Some("allow" | "prefer"))
+        };
+        Ok(vec![Row::from_iter([
+            ("plain_beside_tls".to_owned(), json!(is_taken)),
+            ("is_encrypted".to_owned(), json!(is_encrypted)),
+            (
+                "is_remote".to_owned(),
+                json!(self.peer().is_some_and(is_remote)),
+            ),
+        ])])
     }
 }
 

@@ -15,7 +15,6 @@ impl Asked {
     /// `ROLES`.
     pub(super) async fn roles(&mut self) -> Result<Vec<Row>, Failed> {
         let users = self.all_users().await?;
-        let started = self.started_if_told().await?;
         // Roles stay when their database is dropped: those that users have are looked for too.
         let mut databases: BTreeSet<String> = self.databases().await?.into_iter().collect();
         databases.extend(users.iter().map(|user| user.database.clone()));
@@ -40,9 +39,16 @@ impl Asked {
                 _ => return Err(unread("it does not list its roles")),
             }
         }
-        let mut rows = rows_of(&roles, &users);
+        Ok(rows_of(&roles, &users))
+    }
+
+    /// `UNUSED ROLES`: those of `ROLES` that nobody has, with whether a directory gives roles as well.
+    pub(super) async fn unused_roles(&mut self) -> Result<Vec<Row>, Failed> {
+        let started = self.started().await?;
+        let mut rows = self.roles().await?;
+        rows.retain(|row| row["is_given"] == false);
         for row in &mut rows {
-            add(row, started.as_ref(), &["by_directory"]);
+            add(row, Some(&started), &["by_directory"]);
         }
         Ok(rows)
     }

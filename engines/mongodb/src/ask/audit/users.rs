@@ -205,10 +205,16 @@ impl Asked {
         let users = self.all_users().await?;
         let databases = self.databases().await?;
         let asking = self.asking().await?;
-        let started = self.started_if_told().await?;
-        let mut rows = rows_of(&users, &databases, &asking);
+        Ok(rows_of(&users, &databases, &asking))
+    }
+
+    /// `SUPERUSERS`: those of `USERS` who may do everything, with whether others than the machine reach the server.
+    pub(super) async fn superusers(&mut self) -> Result<Vec<Row>, Failed> {
+        let started = self.started().await?;
+        let mut rows = self.users().await?;
+        rows.retain(|row| row["is_superuser"] == true);
         for row in &mut rows {
-            add(row, started.as_ref(), &["is_on_network"]);
+            add(row, Some(&started), &["is_on_network"]);
         }
         Ok(rows)
     }
