@@ -51,10 +51,18 @@ fn asks_for_settings_alone(engine: Engine, question: &str) -> bool {
         }
         Engine::Redis => lines().all(|line| line.starts_with("CONFIG GET")),
         Engine::Mongodb => {
-            question.trim() == "PROFILING"
-                || lines().filter(|line| line.starts_with('{')).all(|line| {
-                    line.contains("\"getParameter\"") || line.contains("\"getCmdLineOpts\"")
-                }) && lines().any(|line| line.starts_with('{'))
+            matches!(
+                question.trim(),
+                "PROFILING"
+                    | "STARTED"
+                    | "STORAGE"
+                    | "AUDITING"
+                    | "LISTENING"
+                    | "PLAIN"
+                    | "PROFILES"
+            ) || lines().filter(|line| line.starts_with('{')).all(|line| {
+                line.contains("\"getParameter\"") || line.contains("\"getCmdLineOpts\"")
+            }) && lines().any(|line| line.starts_with('{'))
         }
         Engine::Elasticsearch => {
             lines().any(|line| line.starts_with("GET "))
@@ -100,6 +108,32 @@ fn at_most_a_third_of_an_engines_checks_compare_one_setting_with_a_constant() {
     }
 }
 
+#[test]
+fn nor_do_an_audits() {
+    let library = Library::shipped();
+    for engine in [
+        Engine::Postgres,
+        Engine::Sqlite,
+        Engine::Redis,
+        Engine::Mongodb,
+        Engine::Clickhouse,
+        Engine::Elasticsearch,
+    ] {
+        let checks = library.of_audit(engine);
+        let settings: Vec<&str> = checks
+            .iter()
+            .filter(|check| compares_a_setting(check))
+            .map(|check| check.id.as_str())
+            .collect();
+        assert!(checks.len() >= 20, "{engine}: {}", checks.len());
+        assert!(
+            settings.len() * 3 <= checks.len(),
+            "{engine}: {settings:?} of {}",
+            checks.len()
+        );
+    }
+}
+
 /// The rule sees what it should: checks that are known to ask for nothing but settings, and some that ask for more.
 #[test]
 fn the_rule_tells_settings_from_what_is_going_on() {
@@ -110,6 +144,8 @@ fn the_rule_tells_settings_from_what_is_going_on() {
         ("redis.memory_nearly_full", false),
         ("mongodb.profiler_everything", true),
         ("mongodb.cache_dirty", false),
+        ("mongodb.log_quiet", true),
+        ("mongodb.users_almighty", false),
         ("elasticsearch.allocation_off", true),
         ("elasticsearch.shards_nearly_full", false),
         ("clickhouse.parts_per_partition", false),

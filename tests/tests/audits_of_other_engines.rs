@@ -4,9 +4,10 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
+use bson::doc;
 use fettler_tests::{
     Installation, Size,
-    servers::{RedisOptions, RedisServer, wait_until},
+    servers::{MongodbClient, MongodbKind, MongodbServer, RedisOptions, RedisServer, wait_until},
 };
 use redis::cmd;
 use rstest::rstest;
@@ -117,11 +118,53 @@ fn redis_is_audited(#[values(Size::Embedded, Size::Fleet)] size: Size) {
     );
 }
 
+/// The database that is called as a note of whoever empties servers.
+const NOTE: &str = "READ__ME_TO_RECOVER_YOUR_DATA";
+
+#[rstest]
+fn mongodb_is_audited(#[values(Size::Embedded, Size::Fleet)] size: Size) {
+    let fettler = Installation::of_size(size);
+    let server = MongodbServer::start(MongodbKind::WithOplog).unwrap();
+    let client = || MongodbClient::new(server.port());
+    is_found_until_mended(
+        &fettler,
+        &server.url(),
+        &format!("mongodb.ransom_note:{NOTE}"),
+        &|| client().insert(NOTE, "README", [doc! { "content": "pay" }]),
+        &|| {
+            client().run(NOTE, doc! { "dropDatabase": 1 });
+        },
+    );
+}
+
+/// A server whose audit finds that it lets everybody in.
+enum Open {
+    Redis(RedisServer),
+    Mongodb(MongodbServer),
+}
+
+impl Open {
+    fn start(engine: &str) -> Self {
+        match engine {
+            "redis" => Self::Redis(RedisServer::start(RedisOptions::new()).unwrap()),
+            _ => Self::Mongodb(MongodbServer::start(MongodbKind::WithOplog).unwrap()),
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Redis(server) => server.url(),
+            Self::Mongodb(server) => server.url(),
+        }
+    }
+}
+
 #[rstest]
 fn a_policy_audits_and_a_worker_that_is_killed_in_the_middle_costs_nothing(
     #[values(Size::Embedded, Size::Fleet)] size: Size,
+    #[values("redis", "mongodb")] engine: &str,
 ) {
-    let server = RedisServer::start(RedisOptions::new()).unwrap();
+    let server = Open::start(engine);
     let fettler = Installation::of_size(size)
         .without_workers()
         .with_short_leases();
@@ -152,7 +195,12 @@ fn a_policy_audits_and_a_worker_that_is_killed_in_the_middle_costs_nothing(
     .unwrap_or_else(|error| panic!("{error}: {:#?} {}", audits(), up.log()));
     assert!(deaths >= 1, "{}", up.log());
     // Each step of the history of a finding is there once.
-    let history = fettler.json(&["findings", "history", "cache", "redis.anonymous_let_in"]);
+    let history = fettler.json(&[
+        "findings",
+        "history",
+        "cache",
+        &format!("{engine}.anonymous_let_in"),
+    ]);
     assert_eq!(history["steps"].as_array().unwrap().len(), 1, "{history:#}");
     if size == Size::Embedded {
         fettler.json(&[

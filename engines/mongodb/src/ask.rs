@@ -6,10 +6,12 @@
 //! - `OPLOG`: how much time the oplog spans, and how full it is;
 //! - `REDUNDANT INDEXES`, `UNUSED INDEXES`: a line for each;
 //! - `COLLECTIONS`: a line for each, with what of its file is free;
-//! - `PROFILING`: a line for each database, with the profiler's level.
+//! - `PROFILING`: a line for each database, with the profiler's level;
+//! - those of an audit ([`audit`]), such as `USERS`.
 //!
 //! A command that the server does not know has nothing to ask of: its check does not apply.
 
+mod audit;
 mod named;
 pub(crate) mod plain;
 
@@ -58,6 +60,7 @@ const NO_REPLICA_SET: i32 = 76;
 const OUT_OF_TIME: i32 = 50;
 
 /// Why a question has no answer: the server's word, or the connection's end.
+#[derive(Debug)]
 enum Failed {
     Refused(Unanswered),
     Lost(EngineError),
@@ -71,10 +74,12 @@ impl From<EngineError> for Failed {
 
 /// A server that is asked. Answers that several questions want are kept: they are asked for once.
 struct Asked {
+    params: Params,
     session: Session,
     /// When the running question has to be answered.
     until: Instant,
     known: BTreeMap<String, Result<Value, Unanswered>>,
+    audit: audit::Known,
 }
 
 /// Asks.
@@ -88,9 +93,11 @@ pub(crate) async fn ask(
     let session = Session::open(&params, VISITOR, stop).await?;
     let connected_in = began.elapsed();
     let mut asked = Asked {
+        params,
         session,
         until: Instant::now(),
         known: BTreeMap::new(),
+        audit: audit::Known::default(),
     };
     let began = Instant::now();
     asked
@@ -117,7 +124,7 @@ pub(crate) async fn ask(
         answers.push(match answered {
             Err(_) => {
                 // An answer is on its way to nobody: the connection is of no more use.
-                asked.session = Session::open(&params, VISITOR, stop).await?;
+                asked.session = Session::open(&asked.params, VISITOR, stop).await?;
                 Answer::refused(id, Unanswered::TimedOut(limit.as_secs()))
             }
             Ok(Ok(rows)) => Answer::of(id, rows),
@@ -135,6 +142,9 @@ pub(crate) async fn ask(
 
 impl Asked {
     async fn rows(&mut self, text: &str) -> Result<Vec<Row>, Failed> {
+        if let Some(rows) = self.audit_rows(text).await {
+            return rows;
+        }
         match text {
             "REPLICA MEMBERS" => self.replica_members().await,
             "OPLOG" => self.oplog().await,

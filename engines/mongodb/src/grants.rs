@@ -17,29 +17,47 @@ const fn roles_of(purpose: Purpose) -> &'static [&'static str] {
         Purpose::Restore => &["restore"],
         // Sandboxes are databases of their own, which are read and dropped.
         Purpose::Prove => &["restore", "readAnyDatabase", "dbAdminAnyDatabase"],
-        Purpose::Audit | Purpose::Tune => &["clusterMonitor"],
-        // A role of its own, which is made first: see `create_health_role`.
-        Purpose::Health => &[],
+        Purpose::Tune => &["clusterMonitor"],
+        // Roles of their own, which are made first: see `own_role`.
+        Purpose::Audit | Purpose::Health => &[],
         // Documents are read, removed and put back, past the validators of their collections.
         Purpose::Cleanup => &["readWriteAnyDatabase", "restore", "clusterMonitor"],
     }
 }
 
-/// The role for health checks, called after its user: the state of the server, what collections and indexes there are and how
-/// large, and when the oplog begins and ends. It reads no collection of a user's.
-fn create_health_role(role: &str) -> String {
-    let privileges = serde_json::json!([
-        {"resource": {"db": "", "collection": ""}, "actions": ["listCollections", "listIndexes", "collStats", "indexStats"]},
-        {"resource": {"db": "local", "collection": "oplog.rs"}, "actions": ["find", "collStats"]},
-    ]);
-    format!(
-        "db.getSiblingDB(\"admin\").createRole({{role: {}, privileges: {privileges}, roles: [\"clusterMonitor\"]}})",
-        serde_json::Value::from(health_role(role)),
-    )
+/// The privileges of a purpose for which no built-in role is small enough, beside `clusterMonitor`, and what they are for.
+fn own_privileges(purpose: Purpose) -> Option<(&'static str, serde_json::Value)> {
+    match purpose {
+        Purpose::Health => Some((
+            "health: a role that reads the state of the server, and of no collection more than its size",
+            serde_json::json!([
+                {"resource": {"db": "", "collection": ""}, "actions": ["listCollections", "listIndexes", "collStats", "indexStats"]},
+                {"resource": {"db": "local", "collection": "oplog.rs"}, "actions": ["find", "collStats"]},
+            ]),
+        )),
+        // All users are told to whom may see those of the cluster; one by one, with their rights, to whom may see those of
+        // their database.
+        Purpose::Audit => Some((
+            "audit: a role that reads users, roles, options and counters of the server, and no document",
+            serde_json::json!([
+                {"resource": {"cluster": true}, "actions": ["viewUser"]},
+                {"resource": {"db": "", "collection": ""}, "actions": ["viewUser", "viewRole", "listCollections", "listIndexes"]},
+            ]),
+        )),
+        _ => None,
+    }
 }
 
-fn health_role(role: &str) -> String {
-    format!("{role}_health")
+/// What the role of a purpose is called, after its user.
+fn own_role(role: &str, purpose: Purpose) -> String {
+    format!("{role}_{}", purpose.as_str())
+}
+
+fn create_role(role: &str, privileges: &serde_json::Value) -> String {
+    format!(
+        "db.getSiblingDB(\"admin\").createRole({{role: {}, privileges: {privileges}, roles: [\"clusterMonitor\"]}})",
+        serde_json::Value::from(role),
+    )
 }
 
 fn create_user(role: &str, purposes: &[Purpose]) -> String {
@@ -50,8 +68,8 @@ fn create_user(role: &str, purposes: &[Purpose]) -> String {
                 roles.push((*role).to_owned());
             }
         }
-        if *purpose == Purpose::Health {
-            roles.push(health_role(role));
+        if own_privileges(*purpose).is_some() {
+            roles.push(own_role(role, *purpose));
         }
     }
     format!(
@@ -75,15 +93,18 @@ pub(crate) fn grants(request: &GrantRequest<'_>) -> Result<Grants, EngineError> 
         "`passwordPrompt()` asks for the user's own password; a user that is there is given more by `grantRolesToUser`".to_owned(),
         "Fettler finds the user in `admin` unless the URL names another database (`?authSource=`)".to_owned(),
     ];
+    if request.is_for(Purpose::Audit) {
+        notes.push("what an audit reads of users is also what the server keeps of their passwords: it is compared with passwords that everybody tries, is asked for by an encrypted connection or on the machine itself alone, and is kept nowhere".to_owned());
+    }
     if request.is_for(Purpose::Restore) {
         notes.push("users and roles of a backup are not restored, and need no rights".to_owned());
     }
     let mut statements = Vec::new();
-    if request.is_for(Purpose::Health) {
-        statements.push(Grant::new(
-            "health: a role that reads the state of the server, and of no collection more than its size",
-            create_health_role(request.role),
-        ));
+    for purpose in request.purposes {
+        if let Some((what, privileges)) = own_privileges(*purpose) {
+            let role = own_role(request.role, *purpose);
+            statements.push(Grant::new(what, create_role(&role, &privileges)));
+        }
     }
     statements.push(Grant::new(
         purposes.join(", "),
@@ -133,6 +154,14 @@ mod tests {
                 .text
                 .contains(r#"roles: ["ann_health"]"#)
         );
+        let audit = of("ann", &[Purpose::Audit]).unwrap();
+        assert_eq!(audit.statements.len(), 2);
+        let role = &audit.statements[0].text;
+        assert!(role.contains(r#"createRole({role: "ann_audit""#) && role.contains("viewUser"));
+        for beyond in ["find", "insert", "update", "remove", "anyAction"] {
+            assert!(!role.contains(&format!("\"{beyond}\"")), "{role}");
+        }
+        assert!(audit.statements[1].text.contains(r#"roles: ["ann_audit"]"#));
         assert!(of("", &[Purpose::Backup]).is_err());
     }
 }

@@ -87,16 +87,7 @@ impl Scram {
         password: &str,
         nonce: &str,
     ) -> Result<Self, String> {
-        let password = match hash {
-            Hash::Sha1 => {
-                let whole = Md5::digest(format!("{user}:mongo:{password}"));
-                hex::encode(whole).into_bytes()
-            }
-            Hash::Sha256 => stringprep::saslprep(password)
-                .map_err(|_| "the password has letters that no password may have".to_owned())?
-                .into_owned()
-                .into_bytes(),
-        };
+        let password = prepared(hash, user, password)?;
         Ok(Self::with_password(hash, user, password, nonce))
     }
 
@@ -153,6 +144,38 @@ impl Scram {
             Expected(hash.hmac(&server_key, all.as_bytes())),
         ))
     }
+}
+
+/// A password as it is hashed.
+fn prepared(hash: Hash, user: &str, password: &str) -> Result<Vec<u8>, String> {
+    Ok(match hash {
+        Hash::Sha1 => {
+            let whole = Md5::digest(format!("{user}:mongo:{password}"));
+            hex::encode(whole).into_bytes()
+        }
+        Hash::Sha256 => stringprep::saslprep(password)
+            .map_err(|_| "the password has letters that no password may have".to_owned())?
+            .into_owned()
+            .into_bytes(),
+    })
+}
+
+/// Whether what a server keeps (`salt`, `stored_key`, in Base64) is of this password; none where it cannot be read.
+pub(crate) fn is_password(
+    hash: Hash,
+    user: &str,
+    password: &str,
+    salt: &str,
+    rounds: u32,
+    stored_key: &str,
+) -> Option<bool> {
+    let rounds = NonZeroU32::new(rounds.min(MOST_ROUNDS))?;
+    let salt = BASE64_STANDARD.decode(salt).ok()?;
+    let kept = BASE64_STANDARD.decode(stored_key).ok()?;
+    let password = prepared(hash, user, password).ok()?;
+    let salted = hash.stretch(&password, &salt, rounds);
+    let key = hash.digest(&hash.hmac(&salted, b"Client Key"));
+    Some(verify_slices_are_equal(&key, &kept).is_ok())
 }
 
 impl Expected {

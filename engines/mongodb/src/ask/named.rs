@@ -9,18 +9,18 @@ use super::{Asked, Failed, command_of, plain, unanswered, unread};
 /// Collections that are looked at, one by one.
 const MOST_COLLECTIONS: usize = 500;
 /// The server's own databases.
-const OWN_DATABASES: [&str; 3] = ["admin", "config", "local"];
+pub(super) const OWN_DATABASES: [&str; 3] = ["admin", "config", "local"];
 
 /// All databases, and a refusal where the user may see a part only.
-const LIST_DATABASES: &str =
+pub(super) const LIST_DATABASES: &str =
     r#"{"listDatabases": 1, "nameOnly": true, "authorizedDatabases": false}"#;
 
 /// A collection, by its database and its name.
-type Place = (String, String);
+pub(super) type Place = (String, String);
 
 impl Asked {
     /// What a command that may be asked answers.
-    async fn command(&mut self, text: &str) -> Result<Value, Failed> {
+    pub(super) async fn command(&mut self, text: &str) -> Result<Value, Failed> {
         let command = command_of(text).map_err(unread)?;
         self.told(text, "admin", &command).await
     }
@@ -72,7 +72,7 @@ impl Asked {
     }
 
     /// Each collection of the users' databases, and whether there are more than are looked at.
-    async fn collections(&mut self) -> Result<(Vec<Place>, bool), Failed> {
+    pub(super) async fn collections(&mut self) -> Result<(Vec<Place>, bool), Failed> {
         let listed = self.command(LIST_DATABASES).await?;
         let mut found = Vec::new();
         for database in listed["databases"].as_array().into_iter().flatten() {
@@ -101,7 +101,7 @@ impl Asked {
         Ok((found, false))
     }
 
-    async fn list(
+    pub(super) async fn list(
         &mut self,
         database: &str,
         command: RawDocumentBuf,
@@ -255,7 +255,7 @@ fn read(answer: &RawDocumentBuf) -> Result<Value, Failed> {
 }
 
 /// Says where not all collections were looked at.
-fn and_more(mut rows: Vec<Row>, more: bool) -> Vec<Row> {
+pub(super) fn and_more(mut rows: Vec<Row>, more: bool) -> Vec<Row> {
     if more {
         rows.push(Row::from_iter([(
             "not_evaluable".to_owned(),
