@@ -44,9 +44,9 @@ fn moment(value: &Value) -> Timestamp {
     value.as_str().unwrap().parse().unwrap()
 }
 
-/// Waits until everything up to now can be restored.
+/// Waits until everything up to now can be restored: a moment holds for sure what was acknowledged a second before it.
 fn caught_up(fettler: &Installation) -> Value {
-    let now = Timestamp::now();
+    let now = Timestamp::now() + SignedDuration::from_secs(1);
     let mut last = None;
     wait_until("everything is archived", PATIENCE, || {
         last = points(fettler);
