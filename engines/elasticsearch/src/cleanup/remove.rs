@@ -22,8 +22,12 @@ use crate::{
 
 use super::{Going, IndicesData, is_on, plan::Age};
 
-/// What a block of writes sets. Nothing of it is a change.
-const BLOCK: [&str; 2] = ["index.blocks.write", "index.verified_read_only"];
+/// What a block of writes sets, and what a server sets and takes away by itself as its disk fills. Nothing of it is a change.
+const BLOCK: [&str; 3] = [
+    "index.blocks.write",
+    "index.verified_read_only",
+    "index.blocks.read_only_allow_delete",
+];
 
 /// Removes indices.
 pub(super) async fn remove(
@@ -68,7 +72,9 @@ impl WholeRemover for Remover<'_> {
         let Some(archived) = self.archived.get(&going.name) else {
             return Ok(WholeFate::changed("the archive does not hold it"));
         };
-        let was_blocked = is_on(&archived.settings, "blocks.write");
+        // What a full disk has made read-only takes no writes, and no other block either.
+        let was_blocked = is_on(&archived.settings, "blocks.write")
+            || is_on(&now.settings, "blocks.read_only_allow_delete");
         if !was_blocked && let Some(why) = self.block(&going.name, &now).await? {
             unblock(self.client, &going.name).await?;
             return Ok(WholeFate::busy(why));

@@ -574,3 +574,19 @@ async fn an_archive_that_was_damaged_is_found(
         "{damaged:?}"
     );
 }
+
+#[rstest]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_a_full_disk_made_read_only_goes(
+    #[values(Elasticsearch, OpenSearch)] kind: SearchKind,
+) {
+    let place = Place::new(kind);
+    let full = index(place, "full", 100, &json!({}));
+    let block = json!({"index.blocks.read_only_allow_delete": true});
+    place.send("PUT", &format!("/{full}/_settings"), &block);
+    let job = Job::begin(place, "*").await;
+    let removed = job.remove(&job.url, 1).await.unwrap();
+    assert_eq!((removed.removed, removed.stayed()), (1, 0), "{removed:?}");
+    assert_eq!(job.undo(false).await.restored, 40);
+    place.write(&full, &one("later", &json!({"@timestamp": ago(1)})));
+}
