@@ -42,7 +42,29 @@ pub enum CleanupAction {
         /// The column that says how old a row is; that by which the table is partitioned where nothing is said.
         #[serde(default)]
         column: Option<String>,
-        /// Partitions whose whole range is older than so many seconds go.
+        /// Partitions whose whole range (PostgreSQL) or newest row (ClickHouse) is older than so many seconds go.
+        older_than_seconds: u64,
+    },
+    /// Parts that a server took out of its tables and left in its folders.
+    DetachedParts {
+        /// Only those of these tables or patterns; all where nothing is named.
+        #[serde(default)]
+        only: Vec<String>,
+        /// Parts that were written last more than so many seconds ago go.
+        older_than_seconds: u64,
+        /// Also those that somebody has taken out by hand.
+        #[serde(default)]
+        by_hand: bool,
+    },
+    /// Whole indices whose newest document is older than a time.
+    Indices {
+        /// Their names, where `*` stands for any run of letters.
+        pattern: String,
+        /// The field that says how old a document is, `@timestamp` where nothing is said; `creation_date` where no field is called
+        /// so means when the index was made.
+        #[serde(default)]
+        field: Option<String>,
+        /// Indices that hold nothing younger than so many seconds go.
         older_than_seconds: u64,
     },
     /// Replication slots that nobody reads.
@@ -127,6 +149,8 @@ impl CleanupAction {
         match self {
             Self::Rows { .. } => "rows",
             Self::Partitions { .. } => "partitions",
+            Self::DetachedParts { .. } => "detached_parts",
+            Self::Indices { .. } => "indices",
             Self::Slots { .. } => "slots",
             Self::PreparedTransactions { .. } => "prepared_transactions",
             Self::Sessions { .. } => "sessions",
@@ -149,12 +173,24 @@ impl CleanupAction {
             | Self::Partitions {
                 older_than_seconds, ..
             }
+            | Self::DetachedParts {
+                older_than_seconds, ..
+            }
+            | Self::Indices {
+                older_than_seconds, ..
+            }
             | Self::PreparedTransactions { older_than_seconds } => Some(*older_than_seconds),
             Self::Keys {
                 idle_for_seconds, ..
             } => Some(*idle_for_seconds),
             _ => None,
         }
+    }
+
+    /// Whether it takes things as a whole, each of which holds many rows.
+    #[must_use]
+    pub const fn takes_wholes(&self) -> bool {
+        matches!(self, Self::Partitions { .. } | Self::Indices { .. })
     }
 }
 

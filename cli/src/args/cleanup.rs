@@ -16,6 +16,8 @@ Examples:
   fettler cleanup shop --partitions metrics --older-than 365d --keep-undo 14
   fettler cleanup shop --slots --inactive-for 7d --retained 10GiB
   fettler cleanup cache --keys 'session:*' --idle-for 30d
+  fettler cleanup elasticsearch://host --indices 'logs-*' --older-than 90d
+  fettler cleanup clickhouse://host --detached-parts --older-than 30d
   fettler cleanup undo 1a2b3c
 
 Name one action. `--dry-run` prints the plan and changes nothing. What can be put back is archived and read back
@@ -63,9 +65,23 @@ pub(crate) struct CleanupActionArgs {
         requires = "column"
     )]
     pub(crate) rows: Option<String>,
-    /// Old partitions of this table
+    /// Old partitions of this table (PostgreSQL, ClickHouse)
     #[arg(long, value_name = "TABLE", group = "action", requires = "older_than")]
     pub(crate) partitions: Option<String>,
+    /// Whole indices of this pattern whose newest document is old, by --field (@timestamp where nothing is said)
+    #[arg(
+        long,
+        value_name = "PATTERN",
+        group = "action",
+        requires = "older_than"
+    )]
+    pub(crate) indices: Option<String>,
+    /// Parts that ClickHouse has left detached, broken or replaced; see --only
+    #[arg(long, group = "action", requires = "older_than")]
+    pub(crate) detached_parts: bool,
+    /// Also parts that somebody has detached by hand
+    #[arg(long, requires = "detached_parts")]
+    pub(crate) by_hand: bool,
     /// Replication slots without a reader
     #[arg(long, group = "action")]
     pub(crate) slots: bool,

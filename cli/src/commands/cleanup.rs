@@ -96,6 +96,13 @@ fn action(args: &CleanupActionArgs) -> Result<CleanupAction, Failure> {
             older_than_seconds: older_than,
         });
     }
+    if let Some(pattern) = &args.indices {
+        return Ok(CleanupAction::Indices {
+            pattern: pattern.clone(),
+            field: args.column.clone(),
+            older_than_seconds: older_than,
+        });
+    }
     if let Some(pattern) = &args.keys {
         return Ok(CleanupAction::Keys {
             pattern: pattern.clone(),
@@ -107,6 +114,14 @@ fn action(args: &CleanupActionArgs) -> Result<CleanupAction, Failure> {
         CleanupActionArgs {
             checkpoint: true, ..
         } => CleanupAction::Checkpoint {},
+        CleanupActionArgs {
+            detached_parts: true,
+            ..
+        } => CleanupAction::DetachedParts {
+            only: only(),
+            older_than_seconds: older_than,
+            by_hand: args.by_hand,
+        },
         CleanupActionArgs { slots: true, .. } => {
             if args.inactive_for.is_none() && args.retained.is_none() && args.only.is_empty() {
                 return Err(Failure::usage(

@@ -283,7 +283,7 @@ pub(crate) async fn read_prepared(
 }
 
 /// Drops shadows after a failure. What is left then is found by the record.
-async fn drop_scratch(
+pub(crate) async fn drop_scratch(
     context: &EngineContext,
     session: &Session,
     scratch: Scratch,

@@ -120,18 +120,27 @@ impl RowHash {
             })
     }
 
+    /// The hash of one row as an expression, of servers that hash rows as bytes.
+    pub(crate) fn of_row(&self, columns: &[NameAndType<'_>]) -> String {
+        let names: Vec<String> = columns.iter().map(|(name, _)| quoted(name)).collect();
+        format!(
+            "sipHash128(concat(unhex('{}'), formatRow('RowBinary', {})))",
+            hex::encode_upper(self.salt),
+            names.join(", ")
+        )
+    }
+
     fn query(&self, table: &str, columns: &[NameAndType<'_>], condition: Option<&str>) -> String {
         let condition = condition.map_or_else(String::new, |text| format!(" WHERE {text}"));
-        let salt = hex::encode_upper(self.salt);
         match self.form {
             RowForm::Binary => {
-                let names: Vec<String> = columns.iter().map(|(name, _)| quoted(name)).collect();
+                let row = self.of_row(columns);
                 format!(
-                    "SELECT toString(count()), toString(sum(toUInt256(reinterpretAsUInt128(sipHash128(concat(unhex('{salt}'), formatRow('RowBinary', {names}))))))) FROM {table}{condition}",
-                    names = names.join(", "),
+                    "SELECT toString(count()), toString(sum(toUInt256(reinterpretAsUInt128({row})))) FROM {table}{condition}",
                 )
             }
             RowForm::Text => {
+                let salt = hex::encode_upper(self.salt);
                 let parts: Vec<String> = columns.iter().map(column_text).collect();
                 let limbs: Vec<String> = [1, 5, 9, 13]
                     .iter()

@@ -86,6 +86,12 @@ pub(crate) fn grants(request: &GrantRequest<'_>) -> Result<Grants, EngineError> 
             ended(grant(RESTORE_FUNCTIONS, role)),
         ));
     }
+    if request.is_for(Purpose::Cleanup) {
+        statements.push(Grant::new(
+            "cleanup: to archive and try out in a scratch database, to move partitions aside and drop them, to drop detached parts, and for the undo",
+            ended(grant(BACKUP, role)),
+        ));
+    }
     if request.is_for(Purpose::Health) || request.is_for(Purpose::Audit) {
         let health = grant("SELECT", role).replace("*.*", "system.*");
         statements.push(Grant::new(

@@ -5,7 +5,7 @@
 //! those that the parent holds, while the server makes their [`fingerprint`]; [`by_server`] lets the server make a backup of its own
 //! of them, [`cluster`] reads one server of each shard. The way back: [`restore`] makes definitions in the order
 //! in which they need each other and gives tables their rows, [`sandbox`] makes a place for a proof, and [`facts`] reads a copy
-//! for comparison.
+//! for comparison. [`cleanup`] removes old partitions and what lies detached.
 //!
 //! **Why a shadow?** Parts are merged and dropped while they are read. A part that is linked elsewhere stays as it is, costs no
 //! space until the original goes, and is found again by its hash in the next backup.
@@ -18,6 +18,7 @@ mod audit_words;
 mod backup;
 mod by_server;
 mod catalogue;
+mod cleanup;
 mod cluster;
 mod copied;
 mod error;
@@ -45,10 +46,11 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use fettler_engine::{
-    Answers, Artefact, AttemptName, BackupOptions, BackupReport, CopyFacts, DatabaseEngine,
-    EngineContext, EngineError, ExtractFormat, ExtractReport, Extraction, GrantRequest, Grants,
-    Held, Identity, LatencyProbe, PreflightItem, Question, RestoreOptions, RestoreReport, Sandbox,
-    SandboxRequest, StreamSink, StreamSource, Target, Workbench, chosen_format,
+    Answers, Artefact, AttemptName, BackupOptions, BackupReport, Cleanup, CopyFacts,
+    DatabaseEngine, EngineContext, EngineError, ExtractFormat, ExtractReport, Extraction,
+    GrantRequest, Grants, Held, Identity, LatencyProbe, PreflightItem, Question, RestoreOptions,
+    RestoreReport, Sandbox, SandboxRequest, StreamSink, StreamSource, Target, Workbench,
+    chosen_format,
 };
 use fettler_model::{Engine, ObjectFacts, ServerLoad};
 use tokio::io::AsyncWrite;
@@ -207,6 +209,10 @@ impl DatabaseEngine for ClickhouseEngine {
         stop: &CancellationToken,
     ) -> Result<Answers, EngineError> {
         ask::ask(target, questions, stop).await
+    }
+
+    fn cleanup(&self) -> Option<&dyn Cleanup> {
+        Some(self)
     }
 
     fn has_own_backups(&self) -> bool {

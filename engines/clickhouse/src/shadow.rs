@@ -455,7 +455,7 @@ impl<'a> Shadows<'a> {
     }
 
     /// The parts of a shadow; of a copy with the partition that it is a copy of.
-    async fn pieces(
+    pub(crate) async fn pieces(
         &self,
         name: &str,
         is_linked: bool,

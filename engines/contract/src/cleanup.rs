@@ -5,6 +5,7 @@
 //! pure.
 
 mod records;
+mod whole;
 mod work;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use records::{
     RECORD_FORMAT, Record, RecordReader, RecordWriter, prove_records, record_prefix,
     record_segments,
 };
+pub use whole::{WholeFate, WholeRemover, remove_wholes};
 pub use work::{Fate, RecordRemover, RecordRestorer, Return, remove_records, restore_records};
 
 /// What is to be planned.

@@ -37,9 +37,9 @@ use tokio_util::sync::CancellationToken;
 pub use changes::{ArchiveStart, ChangeBatch, ChangeSink, ChangeSource};
 pub use cleanup::{
     Cleanup, CleanupArchive, CleanupRequest, CleanupTerms, Fate, Pace, RECORD_FORMAT, Record,
-    RecordReader, RecordRemover, RecordRestorer, RecordWriter, Return, cutoff, empty_plan,
-    no_such_action, plan_data, prove_records, record_prefix, record_segments, refuse,
-    remove_records, restore_records,
+    RecordReader, RecordRemover, RecordRestorer, RecordWriter, Return, WholeFate, WholeRemover,
+    cutoff, empty_plan, no_such_action, plan_data, prove_records, record_prefix, record_segments,
+    refuse, remove_records, remove_wholes, restore_records,
 };
 pub use context::{
     Artefact, Artefacts, AttemptName, Checkpoints, EngineContext, Fence, Unfenced, Unrecorded,

@@ -46,6 +46,8 @@ const PIECES_AHEAD: usize = 8;
 pub(crate) const FORMAT: u32 = 1;
 /// That of a backup whose documents the server holds.
 pub(crate) const FORMAT_BY_SERVER: u32 = 2;
+/// The warning that something may be missing which was written shortly before.
+pub(crate) const NOT_REFRESHED: &str = "elasticsearch.not_refreshed";
 /// The stream of all definitions.
 const DEFINITIONS: &str = "definitions";
 
@@ -210,9 +212,19 @@ pub(crate) async fn backup(
     sink: &dyn StreamSink,
     oddities: Oddities,
 ) -> Result<BackupReport, EngineError> {
+    backup_of(context, &Params::of(source)?, options, sink, oddities).await
+}
+
+/// Reads what the parameters name of a server.
+pub(crate) async fn backup_of(
+    context: &EngineContext,
+    params: &Params,
+    options: &BackupOptions,
+    sink: &dyn StreamSink,
+    oddities: Oddities,
+) -> Result<BackupReport, EngineError> {
     context.progress.begin("prepare", 0, 0);
-    let params = Params::of(source)?;
-    let client = Client::of_attempt(&params, context)?;
+    let client = Client::of_attempt(params, context)?;
     let server = Server::of(&client).await?;
     let selection = Selection::of_backup(&params.only, &options.exclude);
     let catalogue = Catalogue::read(&client).await?;
@@ -228,7 +240,7 @@ pub(crate) async fn backup(
     require_readable(&catalogue, &selection)?;
     warn_of_sources(&catalogue, &selection, &mut warnings);
     let estimated_bytes = store_bytes(&client).await?;
-    let identity = identity(&params, &server, estimated_bytes);
+    let identity = identity(params, &server, estimated_bytes);
     let folder = empty_folder(&context.scratch.join("order"))?;
     let backup = Backup {
         context,
@@ -299,7 +311,7 @@ pub(crate) async fn backup(
     objects.extend(part_objects(&parts));
     if !not_refreshed.is_empty() {
         warnings.push(Warning {
-            code: "elasticsearch.not_refreshed".to_owned(),
+            code: NOT_REFRESHED.to_owned(),
             message: format!(
                 "the user may not refresh {}: what was written there shortly before may be missing",
                 not_refreshed.join(", ")

@@ -13,6 +13,19 @@ static ELASTICSEARCH_BACKUP: LazyLock<String> =
 static OPENSEARCH_BACKUP: LazyLock<String> =
     LazyLock::new(|| role_request(Flavour::OpenSearch, "fettler", &[Purpose::Backup]));
 
+static ELASTICSEARCH_CLEANUP: LazyLock<String> =
+    LazyLock::new(|| role_request(Flavour::Elasticsearch, "fettler", &[Purpose::Cleanup]));
+static OPENSEARCH_CLEANUP: LazyLock<String> =
+    LazyLock::new(|| role_request(Flavour::OpenSearch, "fettler", &[Purpose::Cleanup]));
+
+/// What a user for cleanups is given, for messages.
+pub(crate) fn for_cleanup(flavour: Flavour) -> &'static str {
+    match flavour {
+        Flavour::Elasticsearch => &ELASTICSEARCH_CLEANUP,
+        Flavour::OpenSearch => &OPENSEARCH_CLEANUP,
+    }
+}
+
 /// What a user for backups is given, for messages.
 pub(crate) fn for_backups(flavour: Flavour) -> &'static str {
     match flavour {
@@ -119,8 +132,28 @@ const fn privileges(flavour: Flavour, purpose: Purpose) -> Privileges {
                 "indices:monitor/settings/get",
             ],
         ),
-        // Nothing of it is cleaned yet.
-        (_, Purpose::Cleanup) => (&[], &[]),
+        // To read, block and remove indices, and for the undo to make them again.
+        (Flavour::Elasticsearch, Purpose::Cleanup) => (
+            &["monitor"],
+            &[
+                "read",
+                "view_index_metadata",
+                "monitor",
+                "maintenance",
+                "manage",
+                "write",
+            ],
+        ),
+        (Flavour::OpenSearch, Purpose::Cleanup) => (
+            &[
+                "cluster_monitor",
+                "cluster_composite_ops",
+                "indices:data/read/point_in_time/create",
+                "indices:data/read/point_in_time/delete",
+                "indices:data/read/scroll*",
+            ],
+            &["indices_all"],
+        ),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The parts, in the order of a backup's life: [`params`] and [`client`] reach a server, [`server`] and [`identify`] ask who is
 //! there and what is allowed, [`catalogue`] lists what there is, [`read`] gets documents page by page at one moment of each shard,
 //! [`hits`] understands them, [`order`] puts them in the order of the backup, [`unchanged`] says what need not be read again, [`parts`] reads what the cluster has beside
-//! indices, [`by_server`] lets the server make its own snapshots, [`restore`] puts everything back, [`sandbox`] makes a place for a proof, and [`facts`] reads a copy for comparison.
+//! indices, [`by_server`] lets the server make its own snapshots, [`restore`] puts everything back, [`sandbox`] makes a place for a proof, [`facts`] reads a copy for comparison, and [`cleanup`] removes old indices.
 //!
 //! **What is stored** are lines of bulk requests: a backup can be put back with nothing but a client that sends them. The text of
 //! a document is kept but for white space between its tokens: numbers keep their digits, names that come twice stay.
@@ -12,6 +12,7 @@ mod ask;
 mod backup;
 mod by_server;
 mod catalogue;
+mod cleanup;
 mod client;
 mod copied;
 mod error;
@@ -36,10 +37,10 @@ mod workbench;
 
 use async_trait::async_trait;
 use fettler_engine::{
-    Answers, Artefact, AttemptName, BackupOptions, BackupReport, DatabaseEngine, EngineContext,
-    EngineError, ExtractFormat, ExtractReport, Extraction, GrantRequest, Grants, Held, Identity,
-    LatencyProbe, PreflightItem, Question, RestoreOptions, RestoreReport, Sandbox, SandboxRequest,
-    StreamSink, StreamSource, Target, Workbench, chosen_format,
+    Answers, Artefact, AttemptName, BackupOptions, BackupReport, Cleanup, DatabaseEngine,
+    EngineContext, EngineError, ExtractFormat, ExtractReport, Extraction, GrantRequest, Grants,
+    Held, Identity, LatencyProbe, PreflightItem, Question, RestoreOptions, RestoreReport, Sandbox,
+    SandboxRequest, StreamSink, StreamSource, Target, Workbench, chosen_format,
 };
 use fettler_model::{Engine, ObjectFacts, ServerLoad};
 use tokio::io::AsyncWrite;
@@ -208,6 +209,10 @@ impl DatabaseEngine for ElasticsearchEngine {
     ) -> Result<ExtractReport, EngineError> {
         chosen_format(self.engine(), self.extract_formats(), Some(what.format))?;
         extract::extract(context, backup, report, what, out).await
+    }
+
+    fn cleanup(&self) -> Option<&dyn Cleanup> {
+        Some(self)
     }
 
     fn has_own_backups(&self) -> bool {

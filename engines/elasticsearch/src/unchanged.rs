@@ -47,32 +47,59 @@ impl Stats {
         form: Form,
         key: &[u8; 32],
     ) -> Result<Option<Self>, EngineError> {
-        let terms_before = terms(client, &index.name).await?;
-        let path = format!(
-            "/{}/_stats?level=shards&expand_wildcards=all&filter_path=indices.*.uuid,indices.*.shards.*.routing.primary,\
-             indices.*.shards.*.seq_no,indices.*.shards.*.commit.user_data.history_uuid",
-            encoded(&index.name)
-        );
-        let stats = match client.try_get(&path).await? {
-            Ok(stats) => stats,
-            Err(refusal) if refusal.is_not_found() => return Ok(None),
-            // Only the speed of reading goes by it.
-            Err(refusal) if refusal.is_not_allowed() => Value::Null,
-            Err(refusal) => {
-                return Err(refusal.doing(client.server(), "asking for statistics"));
-            }
+        let Some(seen) = look(client, &index.name).await? else {
+            return Ok(None);
         };
-        let terms_after = terms(client, &index.name).await?;
-        let of_index = &stats["indices"][&index.name];
-        let state = (terms_before == terms_after)
-            .then(|| state(of_index, &terms_after?, index))
-            .flatten()
+        let state = seen
+            .words(index)
             .map(|facts| State::new(&facts, server, index, form, key));
         Ok(Some(Self {
-            most_numbers: most_numbers(of_index),
+            most_numbers: most_numbers(&seen.of_index),
             state,
         }))
     }
+}
+
+/// What every primary of an index is like, in words that are the same as long as no document changes; nothing where the index is
+/// gone, or that cannot be told for certain.
+pub(crate) async fn words(client: &Client, index: &Index) -> Result<Option<String>, EngineError> {
+    let seen = look(client, &index.name).await?;
+    Ok(seen.and_then(|seen| seen.words(index)))
+}
+
+/// What a server tells of an index.
+struct Seen {
+    of_index: Value,
+    /// The terms, where they were the same before and after.
+    terms: Option<Value>,
+}
+
+impl Seen {
+    fn words(&self, index: &Index) -> Option<String> {
+        state(&self.of_index, self.terms.as_ref()?, index)
+    }
+}
+
+/// Asks for statistics; nothing where the index is gone.
+async fn look(client: &Client, index: &str) -> Result<Option<Seen>, EngineError> {
+    let terms_before = terms(client, index).await?;
+    let path = format!(
+        "/{}/_stats?level=shards&expand_wildcards=all&filter_path=indices.*.uuid,indices.*.shards.*.routing.primary,\
+         indices.*.shards.*.seq_no,indices.*.shards.*.commit.user_data.history_uuid",
+        encoded(index)
+    );
+    let stats = match client.try_get(&path).await? {
+        Ok(stats) => stats,
+        Err(refusal) if refusal.is_not_found() => return Ok(None),
+        // Only the speed of reading goes by it, or a cleanup that leaves it alone.
+        Err(refusal) if refusal.is_not_allowed() => Value::Null,
+        Err(refusal) => return Err(refusal.doing(client.server(), "asking for statistics")),
+    };
+    let terms_after = terms(client, index).await?;
+    Ok(Some(Seen {
+        of_index: stats["indices"][index].clone(),
+        terms: terms_after.filter(|after| Some(after) == terms_before.as_ref()),
+    }))
 }
 
 /// The primary term of each shard; nothing where it is not told.

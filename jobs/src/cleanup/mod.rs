@@ -253,10 +253,13 @@ impl Work<'_> {
             .map(|print| print.rows)
             .sum();
         output.archived_bytes = manifest.summary.bytes_stored;
-        let of_rows = is_of_rows(&plan);
         let removed = &output.removed;
-        output.verified =
-            !of_rows || removed.removed + removed.gone + removed.stayed() == output.archived_rows;
+        let accounted = removed.removed + removed.gone + removed.stayed();
+        output.verified = if is_of_rows(&plan) {
+            accounted == output.archived_rows
+        } else {
+            !plan.what.takes_wholes() || accounted == plan.items.len() as u64
+        };
         if self.arguments.no_archive {
             let done = CleanupProgress {
                 output: serde_json::to_value(&output).ok(),

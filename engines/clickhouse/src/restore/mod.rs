@@ -9,6 +9,8 @@
 mod plan;
 mod rows;
 
+pub(crate) use rows::put_stream;
+
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},

@@ -246,44 +246,8 @@ impl Filling {
         session: &Session,
         part: &PartStream,
     ) -> Result<(u64, u64), EngineError> {
-        context.check_stop()?;
-        context.fence.check().await?;
-        let failed: Arc<Mutex<Option<EngineError>>> = Arc::default();
-        let bytes = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        let stream = {
-            let (failed, bytes) = (Arc::clone(&failed), Arc::clone(&bytes));
-            let progress = Arc::clone(&context.progress);
-            backup
-                .read(&part.stream)
-                .await?
-                .map(move |piece| match piece {
-                    Ok(piece) => {
-                        progress.add(piece.len() as u64, 0);
-                        bytes.fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed);
-                        Ok(piece)
-                    }
-                    Err(error) => {
-                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        Err(std::io::Error::other("the backup cannot be read"))
-                    }
-                })
-        };
-        let insert = format!(
-            "INSERT INTO {} ({}) FORMAT Native",
-            self.place, self.columns
-        );
-        let doing = format!("restoring {}", self.name);
-        let answer = context
-            .progress
-            .while_waiting(session.write(&insert, &AS_THEY_WERE, Body::wrap_stream(stream), &doing))
-            .await;
-        // Why the data broke off says more than that it did.
-        if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(error);
-        }
-        answer?.map_err(|refusal| refusal.doing(&session.server(), &doing))?;
-        context.progress.add(0, part.rows);
-        Ok((bytes.load(std::sync::atomic::Ordering::Relaxed), part.rows))
+        let into = format!("{} ({})", self.place, self.columns);
+        put_stream(context, backup, session, part, &into, &self.name).await
     }
 
     /// Ends the filling.
@@ -321,6 +285,52 @@ impl Filling {
             .removed(&database_artefact(database))
             .await
     }
+}
+
+/// Puts one stream into a table, which is quoted and followed by its columns; gives bytes and rows.
+pub(crate) async fn put_stream(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    session: &Session,
+    part: &PartStream,
+    into: &str,
+    name: &str,
+) -> Result<(u64, u64), EngineError> {
+    context.check_stop()?;
+    context.fence.check().await?;
+    let failed: Arc<Mutex<Option<EngineError>>> = Arc::default();
+    let bytes = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let stream = {
+        let (failed, bytes) = (Arc::clone(&failed), Arc::clone(&bytes));
+        let progress = Arc::clone(&context.progress);
+        backup
+            .read(&part.stream)
+            .await?
+            .map(move |piece| match piece {
+                Ok(piece) => {
+                    progress.add(piece.len() as u64, 0);
+                    bytes.fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed);
+                    Ok(piece)
+                }
+                Err(error) => {
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    Err(std::io::Error::other("the backup cannot be read"))
+                }
+            })
+    };
+    let insert = format!("INSERT INTO {into} FORMAT Native");
+    let doing = format!("restoring {name}");
+    let answer = context
+        .progress
+        .while_waiting(session.write(&insert, &AS_THEY_WERE, Body::wrap_stream(stream), &doing))
+        .await;
+    // Why the data broke off says more than that it did.
+    if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error);
+    }
+    answer?.map_err(|refusal| refusal.doing(&session.server(), &doing))?;
+    context.progress.add(0, part.rows);
+    Ok((bytes.load(std::sync::atomic::Ordering::Relaxed), part.rows))
 }
 
 /// Lets merges begin that were stopped.

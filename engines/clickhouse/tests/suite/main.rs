@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod by_server;
+mod cleanup;
 mod cluster;
 mod common;
 mod everything;

@@ -23,7 +23,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Rows that an undo puts back at once.
 const UNDO_ROWS: usize = 500;
 /// Keys that are told.
-const MOST_TOLD: usize = 100;
+pub(super) const MOST_TOLD: usize = 100;
 /// How often a batch is tried while somebody holds the database.
 const TRIES: u32 = 5;
 /// How often what somebody holds is tried.
@@ -197,7 +197,10 @@ pub async fn remove_records(
     })
 }
 
-async fn load<T: DeserializeOwned + Default>(context: &EngineContext) -> Result<T, EngineError> {
+/// What the context's checkpoint holds.
+pub(super) async fn load<T: DeserializeOwned + Default>(
+    context: &EngineContext,
+) -> Result<T, EngineError> {
     match context.checkpoints.load().await? {
         Some(saved) => serde_json::from_value(saved).map_err(|error| EngineError::Unusable {
             what: format!("the checkpoint of the cleanup cannot be read: {error}"),
@@ -207,7 +210,8 @@ async fn load<T: DeserializeOwned + Default>(context: &EngineContext) -> Result<
     }
 }
 
-async fn save<T: Serialize + Sync>(
+/// Saves a checkpoint.
+pub(super) async fn save<T: Serialize + Sync>(
     context: &EngineContext,
     progress: &T,
 ) -> Result<(), EngineError> {

@@ -14,6 +14,8 @@ mod prepare;
 mod query;
 mod settings;
 
+pub(crate) use prepare::MARK;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use fettler_engine::{
@@ -28,6 +30,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     backup::{BackupData, Definitions, StoredUnit},
+    by_server::Snapshot,
     client::{Body, Client, encoded},
     params::Params,
     parts::{self, Kind, Part},
@@ -91,9 +94,30 @@ pub(crate) async fn restore(
     target: &Target,
     options: &RestoreOptions,
 ) -> Result<RestoreReport, EngineError> {
-    context.check_stop()?;
     let data = BackupData::of(report)?;
     let params = Params::of(target)?;
+    let place = target.url.to_string();
+    restore_to(
+        context,
+        backup,
+        data.snapshot.as_ref(),
+        &params,
+        place,
+        options,
+    )
+    .await
+}
+
+/// Puts back what streams hold, or the server's own snapshot. `place` is what checkpoints call the target.
+pub(crate) async fn restore_to(
+    context: &EngineContext,
+    backup: &dyn StreamSource,
+    snapshot: Option<&Snapshot>,
+    params: &Params,
+    place: String,
+    options: &RestoreOptions,
+) -> Result<RestoreReport, EngineError> {
+    context.check_stop()?;
     if !params.only.is_empty() {
         return Err(EngineError::Missing {
             code: "url",
@@ -102,7 +126,7 @@ pub(crate) async fn restore(
                 .to_owned(),
         });
     }
-    let client = Client::of_attempt(&params, context)?;
+    let client = Client::of_attempt(params, context)?;
     let server = Server::of(&client).await?;
     let definitions = Definitions::of_backup(backup).await?;
     let selection = Selection::of_restore(&options.only)?;
@@ -112,7 +136,7 @@ pub(crate) async fn restore(
         client: &client,
         prefix: &params.prefix,
     };
-    let mut checkpoint = left_checkpoint(context, target, options).await?;
+    let mut checkpoint = left_checkpoint(context, place, options).await?;
     let kinds: Vec<Kind> = Part::ALL
         .into_iter()
         .filter(|part| restore.prefix.is_empty() && selection.has_part(*part))
@@ -131,7 +155,7 @@ pub(crate) async fn restore(
     let mut failures = Failures::default();
     let mut warnings = Vec::new();
     context.progress.begin("preparing", 0, 0);
-    if let Some(snapshot) = &data.snapshot {
+    if let Some(snapshot) = snapshot {
         let found = from_snapshot::Wanted {
             snapshot,
             units: &units,
@@ -270,11 +294,11 @@ impl Failures {
 
 async fn left_checkpoint(
     context: &EngineContext,
-    target: &Target,
+    target: String,
     options: &RestoreOptions,
 ) -> Result<Checkpoint, EngineError> {
     let fresh = Checkpoint {
-        target: target.url.to_string(),
+        target,
         only: options.only.clone(),
         ..Checkpoint::default()
     };

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The name of the mark in a mapping's `_meta` that says that an index is not whole.
-const MARK: &str = "fettler_restoring";
+pub(crate) const MARK: &str = "fettler_restoring";
 /// How to go on where something is in the way.
 pub(super) const REPLACE_IT: &str = "name another server, put a prefix before all names (`?prefix=copy-` in the target's URL), or say that what is there may be replaced (`--overwrite`)";
 

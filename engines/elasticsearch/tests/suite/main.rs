@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod by_server;
+mod cleanup;
 mod common;
 mod everything;
 mod extract;
