@@ -201,14 +201,14 @@ const FAULTS: &[Fault] = &[
         it.users[1].insert("mechanisms", ["SCRAM-SHA-1"].as_slice());
     }),
     (&["logins_sha1"], |it| {
-        it.count_logins("SCRAM-SHA-1", logins(5, 5))
+        it.count_logins("SCRAM-SHA-1", logins(5, 5));
     }),
     (&["sha1_unused", "javascript_unused"], |it| {
         it.up_for(40);
         it.count_logins("SCRAM-SHA-256", logins(900, 890));
     }),
     (&["logins_plain"], |it| {
-        it.count_logins("PLAIN", logins(5, 5))
+        it.count_logins("PLAIN", logins(5, 5));
     }),
     (&["logins_refused:SCRAM-SHA-256"], |it| {
         it.count_logins("SCRAM-SHA-256", logins(900, 100));
@@ -306,7 +306,7 @@ const FAULTS: &[Fault] = &[
         it.users[1].insert("roles", bson::Array::new());
     }),
     (&["users_in_test:app@test"], |it| {
-        it.users.push(user("app", "test", "read", Vec::new()))
+        it.users.push(user("app", "test", "read", Vec::new()));
     }),
     (
         &["roles_almighty:all@admin", "roles_unused:all@admin"],
@@ -339,7 +339,7 @@ const FAULTS: &[Fault] = &[
     }),
     (&["certificate_ends"], |it| it.certificate_ends_in(20, true)),
     (&["certificates_without_authority"], |it| {
-        it.certificate_ends_in(300, false)
+        it.certificate_ends_in(300, false);
     }),
     (&["certificates_unchecked"], |it| {
         it.parameters.insert("tlsMode", "requireTLS");
@@ -365,7 +365,7 @@ const FAULTS: &[Fault] = &[
         );
     }),
     (&["storage_not_encrypted", "audit_log_off"], |it| {
-        it.modules.push("enterprise")
+        it.modules.push("enterprise");
     }),
     (&["log_quiet"], |it| {
         it.parameters.insert("quiet", true);
@@ -378,7 +378,7 @@ const FAULTS: &[Fault] = &[
         |it| it.profiler_level = 1,
     ),
     (&["profiles_left:shop", "profiles_left:stock"], |it| {
-        it.profiles = 900
+        it.profiles = 900;
     }),
     (&["test_commands_on"], |it| {
         it.parameters.insert("enableTestCommands", true);
@@ -410,7 +410,7 @@ const FAULTS: &[Fault] = &[
         },
     ),
     (&["known_vulnerability:CVE-2025-14847"], |it| {
-        it.version = "7.0.27"
+        it.version = "7.0.27";
     }),
     (&["end_of_life"], |it| it.version = "6.0.27"),
 ];

@@ -329,13 +329,13 @@ mod tests {
     use super::*;
 
     /// The documented form of `usersInfo` with `showPrivileges` of MongoDB 7.0, shortened.
-    fn row(user: Value) -> Row {
+    fn row(user: &Value) -> Row {
         let users = users_in(json!({"users": [user], "ok": 1})).unwrap();
         rows_of(&users, &["admin".into(), "shop".into()], "ann@admin").remove(0)
     }
 
-    fn with(privileges: Value) -> Row {
-        row(json!({
+    fn with(privileges: &Value) -> Row {
+        row(&json!({
             "_id": "shop.app", "user": "app", "db": "shop", "mechanisms": ["SCRAM-SHA-1", "SCRAM-SHA-256"],
             "roles": [{"role": "own", "db": "shop"}], "authenticationRestrictions": [],
             "inheritedRoles": [{"role": "own", "db": "shop"}], "inheritedPrivileges": privileges,
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn rights_come_by_whatever_resource_holds_them() {
-        let part = with(json!([
+        let part = with(&json!([
             {"resource": {"db": "shop", "collection": ""}, "actions": ["find", "insert", "grantRole"]},
             {"resource": {"db": "shop", "collection": "x"}, "actions": ["anyAction"]},
         ]));
@@ -362,7 +362,7 @@ mod tests {
         ] {
             assert_eq!(part[name], false, "{name}");
         }
-        let whole = with(json!([{"resource": {"anyResource": true}, "actions": ["anyAction"]}]));
+        let whole = with(&json!([{"resource": {"anyResource": true}, "actions": ["anyAction"]}]));
         for name in [
             "is_superuser",
             "may_change_users",
@@ -373,7 +373,7 @@ mod tests {
         ] {
             assert_eq!(whole[name], true, "{name}");
         }
-        let all = with(json!([
+        let all = with(&json!([
             {"resource": {"db": "", "collection": ""}, "actions": ["grantRole"]},
             {"resource": {"db": "local", "collection": "oplog.rs"}, "actions": ["find"]},
             {"resource": {"cluster": true}, "actions": ["shutdown"]},
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_superuser_is_one_by_a_role_of_a_role() {
-        let row = row(json!({
+        let row = row(&json!({
             "user": "ann", "db": "admin", "roles": [{"role": "ops", "db": "admin"}], "mechanisms": ["SCRAM-SHA-256"],
             "inheritedRoles": [{"role": "ops", "db": "admin"}, {"role": "root", "db": "admin"}, {"role": "readWrite", "db": "config"}],
             "inheritedPrivileges": [],
