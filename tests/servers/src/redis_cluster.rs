@@ -8,6 +8,9 @@ use crate::{RedisOptions, RedisServer, Result, ServerError, free_port, wait_unti
 const AGREES_WITHIN: Duration = Duration::from_secs(60);
 /// A node that has been silent for so long is taken for dead, in milliseconds; a busy machine makes one silent for a while.
 const NODE_TIMEOUT: &str = "5000";
+/// Lines of an answer to `CLUSTER SLOTS`: a range's length, begin and end; and of each member of its shard.
+const LINES_OF_RANGE: usize = 3;
+const LINES_OF_MEMBER: usize = 7;
 /// The number of slots.
 const SLOTS: usize = 16384;
 
@@ -139,12 +142,17 @@ impl RedisCluster {
                     .is_ok_and(|lines| lines.iter().any(|line| line.contains("link_status:up")))
             })
         })?;
-        // Each node tells of all others in its slots.
+        // Each node tells of all members of all shards. A replica is left out until its place in the stream was heard of.
         let members = self.nodes.len() / primaries;
+        let lines_of_shard = LINES_OF_RANGE + members * LINES_OF_MEMBER;
+        let whole = format!("*{}", members + 2);
         wait_until("every node to know every replica", AGREES_WITHIN, || {
             self.nodes.iter().all(|node| {
-                node.ask_lines("CLUSTER SLOTS", 2)
-                    .is_ok_and(|lines| lines[1].trim() == format!("*{}", members + 2))
+                node.ask_lines("CLUSTER SLOTS", 1 + primaries * lines_of_shard)
+                    .is_ok_and(|lines| {
+                        let mut shards = lines[1..].chunks(lines_of_shard);
+                        shards.all(|shard| shard[0].trim() == whole)
+                    })
             })
         })
     }
