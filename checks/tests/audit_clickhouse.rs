@@ -8,7 +8,7 @@
 mod common;
 
 use common::{Audited, audited};
-use fettler_checks::{Library, Releases, Source, Verdict};
+use fettler_checks::{Library, Part, Releases, Section, Source, Verdict};
 use fettler_model::Engine;
 use fettler_test_servers::{ClickhouseServer, ClickhouseVersion};
 
@@ -375,4 +375,76 @@ fn settings_of_the_server_and_its_cluster_are_told() {
         assert!(found.iter().any(|key| key == wanted), "{wanted}: {found:?}");
     }
     assert_eq!(found.len(), 5, "{found:?}");
+}
+
+/// Users, rights, policies, settings and definitions that are not as they were; rows and merges are none of it.
+#[test]
+fn drift_is_found_and_work_is_none() {
+    let folder_of = |server: &ClickhouseServer| asked(server).snapshot;
+    let server = with_users(&user("app", "", &["SELECT ON shop.*"]));
+    tell(
+        &server,
+        &[
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.orders (id UInt64, name String DEFAULT 'hidden1') ENGINE = MergeTree ORDER BY id",
+            "CREATE TABLE shop.old (id UInt64) ENGINE = MergeTree ORDER BY id",
+            "CREATE VIEW shop.v AS SELECT id FROM shop.orders",
+        ],
+    );
+    let before = folder_of(&server);
+    let hidden: Vec<_> = before
+        .sections
+        .iter()
+        .filter(|(_, part)| matches!(part, Part::Hidden(_)))
+        .collect();
+    assert!(hidden.is_empty(), "{hidden:?}");
+    tell(
+        &server,
+        &[
+            "INSERT INTO shop.orders (id) SELECT number FROM numbers(1000)",
+            "OPTIMIZE TABLE shop.orders FINAL",
+        ],
+    );
+    assert_eq!(folder_of(&server).changes_since(&before), []);
+    tell(
+        &server,
+        &[
+            "ALTER TABLE shop.orders ADD COLUMN total Float64",
+            "DROP TABLE shop.old",
+            "CREATE FUNCTION twice AS (x) -> x * 2",
+        ],
+    );
+    let after = folder_of(&server);
+    let told = after.judged(&before);
+    let mut keys: Vec<&str> = told.findings.iter().map(|one| one.key.as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "clickhouse.drift_schema:function twice",
+            "clickhouse.drift_schema:table shop.old",
+            "clickhouse.drift_schema:table shop.orders",
+        ]
+    );
+    // The same server with another user, and another right of the first one.
+    let other = with_users(&format!(
+        "{}{}",
+        user("app", "", &["SELECT ON shop.*", "INSERT ON shop.*"]),
+        user("new", "", &["SELECT ON *.*"])
+    ));
+    let changes = folder_of(&other).changes_since(&before);
+    let of = |section: Section| -> Vec<&str> {
+        let changes = changes.iter().filter(|one| one.section == section);
+        changes.map(|one| one.name.as_str()).collect()
+    };
+    assert_eq!(of(Section::Roles), ["user new"]);
+    assert_eq!(
+        of(Section::Grants),
+        ["grants of app on shop.*", "grants of new on *.*"]
+    );
+    let text = format!("{before:?}");
+    assert!(
+        !text.contains("hidden1") && !text.contains("65e84be3"),
+        "{text}"
+    );
 }

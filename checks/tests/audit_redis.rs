@@ -12,7 +12,7 @@ use std::{
 
 use common::{Audited, audited};
 use fettler_checks::{Library, Releases, Source, Verdict};
-use fettler_model::Engine;
+use fettler_model::{Engine, Severity};
 use fettler_test_servers::{RedisOptions, RedisServer};
 
 /// What a fresh server of 7.0 is told: it takes commands from the whole machine, and its line is not cared for.
@@ -225,4 +225,69 @@ fn settings_that_open_the_server_are_told() {
     let server = RedisServer::start(RedisOptions::new()).unwrap();
     done(&server, &["CONFIG SET bind *"]);
     assert_eq!(more(&server), ["redis.listens_everywhere", "redis.tls_off"]);
+}
+
+/// What was changed since the server was last looked at, and what changes by itself.
+#[test]
+fn drift_of_users_and_settings_is_found_and_work_is_none() {
+    let server = RedisServer::start(RedisOptions::new()).unwrap();
+    done(&server, &["ACL SETUSER old on >dLw83hGq2 ~old:* +@read"]);
+    let before = asked(&server).snapshot;
+    assert_eq!(before.sections.len(), 3, "{before:#?}");
+    done(&server, &["SET a 1", "EXPIRE a 100", "BGREWRITEAOF"]);
+    assert_eq!(asked(&server).snapshot.changes_since(&before), []);
+    done(
+        &server,
+        &[
+            "ACL SETUSER old >another7Hgq",
+            "ACL SETUSER new on >dLw83hGq2 ~* +@all",
+            "CONFIG SET maxclients 777",
+            "CONFIG SET masterauth s3cretOfRedis",
+        ],
+    );
+    let after = asked(&server).snapshot;
+    let told = after.judged(&before);
+    let mut keys: Vec<(&str, Severity)> = told
+        .findings
+        .iter()
+        .map(|one| (one.key.as_str(), one.severity))
+        .collect();
+    keys.sort();
+    assert_eq!(
+        keys,
+        [
+            ("redis.drift_roles:user new", Severity::High),
+            ("redis.drift_roles:user old", Severity::Medium),
+            ("redis.drift_settings:setting masterauth", Severity::Low),
+            ("redis.drift_settings:setting maxclients", Severity::Low),
+        ]
+    );
+    // Neither a password nor a hash of one.
+    let text = format!("{after:?}");
+    assert!(
+        !text.contains("s3cretOfRedis") && !text.contains('#'),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_a_user_may_not_see_is_no_drift() {
+    let server = RedisServer::start(RedisOptions::new()).unwrap();
+    let seen = asked(&server).snapshot;
+    done(
+        &server,
+        &["ACL SETUSER little on >little1 +ping +info +client +auth"],
+    );
+    let url = server.url().replace("redis://", "redis://little:little1@");
+    let hidden = audited(&url, None, &Releases::shipped()).snapshot;
+    let told = hidden.judged(&seen);
+    assert_eq!(hidden.changes_since(&seen), []);
+    assert!(told.conclusive.is_empty(), "{told:?}");
+    assert_eq!(told.lines.len(), 3);
+    assert!(
+        told.lines
+            .iter()
+            .all(|line| line.verdict == Verdict::NotEvaluable),
+        "{told:?}"
+    );
 }

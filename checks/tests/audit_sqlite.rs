@@ -279,3 +279,38 @@ fn which_sqlite_wrote_the_file_is_read_from_it() {
     wrote(0);
     assert_eq!(found(&path), [""; 0]);
 }
+
+/// What of a schema and of a file's settings is not as it was; rows and other work are none of it.
+#[test]
+fn drift_of_a_schema_is_found_and_work_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = made(
+        folder.path(),
+        "shop.sqlite",
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT DEFAULT 'hidden1'); CREATE TABLE old (n); CREATE VIEW v AS SELECT name FROM users",
+    );
+    let snapshot = || audited(&path.display().to_string(), None, &Releases::shipped()).snapshot;
+    let before = snapshot();
+    let change = |sql: &str| Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    change("INSERT INTO users VALUES (1, 'a'); ANALYZE; VACUUM");
+    assert_eq!(snapshot().changes_since(&before), []);
+    change(
+        "ALTER TABLE users ADD COLUMN role TEXT; DROP TABLE old; CREATE TRIGGER t AFTER INSERT ON users BEGIN SELECT 1; END;
+         PRAGMA user_version = 7",
+    );
+    let after = snapshot();
+    let told = after.judged(&before);
+    let mut keys: Vec<&str> = told.findings.iter().map(|one| one.key.as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "sqlite.drift_schema:table old",
+            "sqlite.drift_schema:table users",
+            "sqlite.drift_schema:trigger t",
+            "sqlite.drift_settings:user_version",
+        ]
+    );
+    let text = format!("{before:?}");
+    assert!(!text.contains("hidden1"), "definitions are digests: {text}");
+}

@@ -2,7 +2,10 @@
 //! A snapshot holds names, rights and digests of definitions; it holds no password, no hash of one, and no value of a
 //! setting that may carry one.
 
+mod clickhouse;
 mod postgres;
+mod redis;
+mod sqlite;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -18,6 +21,8 @@ use crate::{CheckLine, Group, Judged, Verdict, evaluate::NOT_EVALUABLE};
 pub const MOST_ITEMS: usize = 20_000;
 /// How many changes of a section are told one by one.
 const MOST_CHANGES: usize = 200;
+/// What a state says of somebody who may do everything, or come in without a password.
+const GAINS: [&str; 5] = ["superuser", " trust", "+@all", "nopass", "no_password"];
 /// How long a question for a snapshot may take.
 const TIMEOUT: Duration = Duration::from_secs(25);
 
@@ -119,24 +124,55 @@ impl Change {
     }
 }
 
+/// What is asked for a part of a section: names and states. What stands in a state behind the character 1 is a definition, of
+/// which a digest is kept.
+struct Asked {
+    section: Section,
+    versions: &'static str,
+    needs: Option<&'static str>,
+    text: &'static str,
+}
+
+impl Asked {
+    const fn of(section: Section, text: &'static str) -> Self {
+        Self {
+            section,
+            versions: "",
+            needs: None,
+            text,
+        }
+    }
+
+    /// Only of servers of these versions.
+    const fn versions(mut self, versions: &'static str) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    /// Only with this privilege, without which the server would show a part.
+    const fn needs(mut self, privilege: &'static str) -> Self {
+        self.needs = Some(privilege);
+        self
+    }
+}
+
 /// What an engine's server is asked for a snapshot; nothing where its drift is not watched yet.
 #[must_use]
 pub fn drift_questions(engine: Engine) -> Vec<Question> {
-    let of: &[(Section, &str, &str)] = match engine {
-        Engine::Postgres => postgres::QUESTIONS,
-        _ => &[],
+    let (of, whole): (&[Asked], fn(&str) -> String) = match engine {
+        Engine::Postgres => (postgres::QUESTIONS, postgres::whole),
+        Engine::Sqlite => (sqlite::QUESTIONS, sqlite::whole),
+        Engine::Redis => (redis::QUESTIONS, str::to_owned),
+        Engine::Clickhouse => (clickhouse::QUESTIONS, clickhouse::whole),
+        _ => (&[], str::to_owned),
     };
     of.iter()
         .enumerate()
-        .map(|(at, (section, versions, text))| Question {
-            id: format!("{}#{at}", section.check(engine)),
-            versions: versions.parse::<Versions>().unwrap_or_default(),
-            needs: None,
-            text: format!(
-                "SELECT count(*) AS items_seen, CASE WHEN count(*) <= {MOST_ITEMS} THEN json_object_agg(name, state) END AS items
-                 FROM (SELECT name, string_agg(state, '; ' ORDER BY state) AS state FROM (\n{text}\n) AS seen (name, state)
-                       WHERE name IS NOT NULL AND state IS NOT NULL GROUP BY name) AS things"
-            ),
+        .map(|(at, asked)| Question {
+            id: format!("{}#{at}", asked.section.check(engine)),
+            versions: asked.versions.parse::<Versions>().unwrap_or_default(),
+            needs: asked.needs.map(str::to_owned),
+            text: whole(asked.text),
             timeout: TIMEOUT,
         })
         .collect()
@@ -187,24 +223,36 @@ fn items(rows: &[Row]) -> Part {
     let Some(row) = rows.first() else {
         return Part::Hidden("the server gave no answer".to_owned());
     };
-    match (
-        row.get("items"),
-        row.get("items_seen").and_then(Value::as_u64),
-    ) {
-        (Some(Value::Object(items)), _) => Part::Items(
+    let seen = row.get("items_seen").and_then(Value::as_u64);
+    let items = match row.get("items") {
+        Some(Value::Object(items)) => Some(items.clone()),
+        // Where a server has no type for it, it is a text.
+        Some(Value::String(text)) => serde_json::from_str(text).ok(),
+        _ => None,
+    };
+    match (items, seen) {
+        (Some(items), _) => Part::Items(
             items
-                .iter()
-                .map(|(name, state)| {
-                    let state = state.as_str().unwrap_or_default();
-                    (name.clone(), state.to_owned())
-                })
+                .into_iter()
+                .map(|(name, state)| (name, kept(state.as_str().unwrap_or_default())))
                 .collect(),
         ),
-        (_, Some(0)) => Part::Items(BTreeMap::new()),
-        (_, Some(seen)) => Part::Hidden(format!(
+        (None, Some(0)) => Part::Items(BTreeMap::new()),
+        (None, Some(seen)) if seen > MOST_ITEMS as u64 => Part::Hidden(format!(
             "there are {seen} of them, and {MOST_ITEMS} are the most that are compared"
         )),
         _ => Part::Hidden("the server's answer cannot be read".to_owned()),
+    }
+}
+
+/// A state as it is kept: with the digest of a definition in its place.
+fn kept(state: &str) -> String {
+    match state.split_once('\u{1}') {
+        None => state.to_owned(),
+        Some((said, definition)) => {
+            let digest = blake3::hash(definition.as_bytes()).to_hex();
+            format!("{said}{}", &digest[..8])
+        }
     }
 }
 
@@ -339,7 +387,7 @@ impl Snapshot {
         let gains = change
             .now
             .as_ref()
-            .is_some_and(|now| now.contains("superuser") || now.contains(" trust"));
+            .is_some_and(|now| GAINS.iter().any(|word| now.contains(word)));
         let severity = if gains {
             Severity::High
         } else {

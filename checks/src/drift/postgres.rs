@@ -1,19 +1,28 @@
 //! What a snapshot of a PostgreSQL server is made of: lines of a name and a state. Lines of one name are put together.
 
-use super::Section;
+use super::{Asked, MOST_ITEMS, Section};
 
-/// The section, the versions, and the question.
-pub(super) const QUESTIONS: &[(Section, &str, &str)] = &[
-    (Section::Roles, "", ROLES),
-    (Section::Roles, "", MEMBERSHIPS),
-    (Section::Roles, "", ROLE_SETTINGS),
-    (Section::Grants, "", GRANTS),
-    (Section::Settings, "", SETTINGS),
-    (Section::AccessRules, ">=10", ACCESS_RULES),
-    (Section::Schema, ">=10", RELATIONS),
-    (Section::Schema, ">=11", FUNCTIONS),
-    (Section::Extensions, "", EXTENSIONS),
+/// What is asked.
+pub(super) const QUESTIONS: &[Asked] = &[
+    Asked::of(Section::Roles, ROLES),
+    Asked::of(Section::Roles, MEMBERSHIPS),
+    Asked::of(Section::Roles, ROLE_SETTINGS),
+    Asked::of(Section::Grants, GRANTS),
+    Asked::of(Section::Settings, SETTINGS),
+    Asked::of(Section::AccessRules, ACCESS_RULES).versions(">=10"),
+    Asked::of(Section::Schema, RELATIONS).versions(">=10"),
+    Asked::of(Section::Schema, FUNCTIONS).versions(">=11"),
+    Asked::of(Section::Extensions, EXTENSIONS),
 ];
+
+/// One line of all that a question gives.
+pub(super) fn whole(text: &str) -> String {
+    format!(
+        "SELECT count(*) AS items_seen, CASE WHEN count(*) <= {MOST_ITEMS} THEN json_object_agg(name, state) END AS items
+         FROM (SELECT name, string_agg(state, '; ' ORDER BY state) AS state FROM (\n{text}\n) AS seen (name, state)
+               WHERE name IS NOT NULL AND state IS NOT NULL GROUP BY name) AS things"
+    )
+}
 
 /// No password is read: pg_roles shows none.
 const ROLES: &str = "

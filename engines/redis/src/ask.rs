@@ -7,7 +7,7 @@
 //! - `KEYS OF ALL DATABASES`: `keys` and `expires`, added up from `INFO keyspace`.
 //!
 //! Three words give a line for each thing instead, and stand alone: `DATABASES` (`INFO keyspace`), `REPLICAS`
-//! (`INFO replication`) and `LATENCY LATEST`. What an audit asks stands alone as well: [`crate::audit_words`].
+//! (`INFO replication`) and `LATENCY LATEST`. What an audit asks stands alone as well: [`crate::audit_words`], [`crate::kept_words`].
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::{
     audit_words,
     connect::{Info, Session, VISITOR},
     error::Refusal,
+    kept_words,
     locate::{Purpose, locate},
     params::Params,
 };
@@ -118,6 +119,9 @@ async fn rows(params: &Params, session: &mut Session, text: &str) -> Result<Vec<
         ["ACL LOG"] => audit_words::log(session).await,
         ["MODULES"] => audit_words::modules(session).await,
         ["CLIENTS"] => audit_words::clients(session).await,
+        ["KEPT USERS"] => kept_words::users(session).await,
+        ["KEPT SETTINGS"] => kept_words::settings(session).await,
+        ["KEPT MODULES"] => kept_words::modules(session).await,
         lines => {
             let mut row = Row::new();
             for line in lines {

@@ -65,7 +65,7 @@ const GUESSES: [&str; 16] = [
     "default",
 ];
 
-async fn told(session: &mut Session, words: &[&str]) -> Result<RedisValue, Failed> {
+pub(crate) async fn told(session: &mut Session, words: &[&str]) -> Result<RedisValue, Failed> {
     let mut command = cmd(words[0]);
     for word in &words[1..] {
         command.arg(*word);

@@ -29,6 +29,7 @@ mod facts;
 mod found;
 mod grants;
 mod identify;
+mod kept_words;
 mod locate;
 mod params;
 mod part_file;
