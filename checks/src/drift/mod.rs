@@ -126,6 +126,7 @@ impl Change {
 
 /// What is asked for a part of a section: names and states. What stands in a state behind the character 1 is a definition, of
 /// which a digest is kept.
+#[derive(Clone, Copy)]
 struct Asked {
     section: Section,
     versions: &'static str,
@@ -481,6 +482,21 @@ mod tests {
                 (Section::Roles, items(roles)),
                 (Section::Settings, settings),
             ]),
+        }
+    }
+
+    #[test]
+    fn every_question_names_versions_that_can_be_read() {
+        for asked in [
+            postgres::QUESTIONS,
+            sqlite::QUESTIONS,
+            redis::QUESTIONS,
+            clickhouse::QUESTIONS,
+        ]
+        .concat()
+        {
+            let versions = asked.versions;
+            assert!(versions.parse::<Versions>().is_ok(), "{versions:?}");
         }
     }
 
