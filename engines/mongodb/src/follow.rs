@@ -5,14 +5,15 @@
 //! was gone), and a restore takes that instead of what the reading had. So the backup is of the moment at that end.
 //!
 //! An insertion, a replacement and a deletion say by themselves what became of a document. Where only a modification is told, the
-//! document is read again: at the very moment, where the server can read the past (`atClusterTime`); otherwise now, and the
-//! oplog is followed on from before that reading until it tells nothing of which the outcome is not known. What a document is
-//! after modifications of the oplog is the same from whatever point in it they are applied ([`crate::apply`]).
+//! document is read again: at the very moment, where the server can read the past (`atClusterTime`); otherwise now. What was read
+//! now is of the moment as well, unless the oplog has it once more in between; then the oplog is followed on to a later moment,
+//! at which it is known: what a document is after modifications of the oplog is the same from whatever point in it they are
+//! applied ([`crate::apply`]).
 //!
 //! The documents lie in a file of the scratch folder; in memory is a note of about 150 bytes for each.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
@@ -116,10 +117,16 @@ impl<'a> Follower<'a> {
     pub(crate) async fn catch_up(&mut self, session: &mut Session) -> Result<(), EngineError> {
         for _ in 0..MOST_ROUNDS {
             self.follow(session).await?;
-            if self.unknown().is_empty() || self.fetch(session, Some(self.moment)).await? {
+            let unknown = self.unknown();
+            if unknown.is_empty() || self.fetch(session, Some(self.moment)).await? {
                 return Ok(());
             }
             self.fetch(session, None).await?;
+            // What was read now is what it was at the moment, unless it was written in between. On a busy server others always
+            // are; they do not matter.
+            if !self.is_written_again(session, &unknown).await? {
+                return Ok(());
+            }
         }
         self.follow(session).await?;
         let left = self.unknown().len();
@@ -133,6 +140,57 @@ impl<'a> Follower<'a> {
             });
         }
         Ok(())
+    }
+
+    /// Whether the oplog has, since the moment, gained something about one of these documents, or about a collection as a whole.
+    async fn is_written_again(
+        &self,
+        session: &mut Session,
+        documents: &[(usize, RawDocumentBuf)],
+    ) -> Result<bool, EngineError> {
+        let mut keys = HashSet::new();
+        for (number, id) in documents {
+            keys.insert((*number, key(id)?));
+        }
+        let newest = newest(session, true).await?;
+        let mut entries = Entries::between(session, self.moment, newest, true).await?;
+        let mut is_written = false;
+        while let Some(changes) = entries.next(session).await? {
+            self.context.check_stop()?;
+            self.context.progress.pulse();
+            for change in changes {
+                is_written |= match change {
+                    Change::Shape { is_removal, .. } => is_removal,
+                    Change::Insert {
+                        namespace,
+                        document,
+                    }
+                    | Change::Replace {
+                        namespace,
+                        document,
+                    } => self.is_among(&keys, &namespace, &document)?,
+                    Change::Delete { namespace, id }
+                    | Change::Touch { namespace, id }
+                    | Change::Modify { namespace, id, .. } => {
+                        self.is_among(&keys, &namespace, &id)?
+                    }
+                };
+            }
+        }
+        Ok(is_written)
+    }
+
+    /// Whether a document of a namespace, or its `_id` alone, is one of these.
+    fn is_among(
+        &self,
+        keys: &HashSet<(usize, [u8; 16])>,
+        namespace: &str,
+        document: &RawDocument,
+    ) -> Result<bool, EngineError> {
+        let Some(number) = self.namespaces.get(namespace) else {
+            return Ok(false);
+        };
+        Ok(keys.contains(&(*number, key(document)?)))
     }
 
     /// Takes in what the oplog has gained.

@@ -221,6 +221,78 @@ async fn p4_a_backup_while_a_writer_runs_is_of_one_moment_where_there_is_an_oplo
     assert_ne!(backups[0].1.position, backups[1].1.position);
 }
 
+/// Each write is the first to its document, so whenever the oplog is looked at it tells of documents that were not read again yet.
+/// The writer goes through two collections side by side: the second is never ahead, nor behind by more than one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p4_writes_that_touch_ever_new_documents_do_not_keep_a_backup_from_its_moment() {
+    const WRITERS: i32 = 3;
+    const EACH: i32 = 20_000;
+    let source = server(MongodbKind::WithOplog);
+    let mut filler = client(&source);
+    for name in ["ahead", "behind"] {
+        let all = (0..WRITERS * EACH).map(|id| doc! { "_id": id, "n": 0 });
+        filler.insert("shop", name, all);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let (begun, writes) = std::sync::mpsc::channel();
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (port, stop, begun) = (source.port(), stop.clone(), begun.clone());
+            std::thread::spawn(move || {
+                let mut client = MongodbClient::new(port);
+                let mut own = writer * EACH..(writer + 1) * EACH;
+                while !stop.load(SeqCst) {
+                    let id = own.next().expect("there are documents left");
+                    for name in ["ahead", "behind"] {
+                        let set = doc! { "$set": { "n": 1 } };
+                        client.update("shop", name, doc! { "_id": id }, set);
+                    }
+                    // Nobody listens after the first.
+                    let _heard = begun.send(());
+                }
+            })
+        })
+        .collect();
+    writes.recv().unwrap();
+    drop(writes);
+    let (backup, report) = back_up(&source.url()).await;
+    stop.store(true, SeqCst);
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    let warned: Vec<&str> = report
+        .warnings
+        .iter()
+        .map(|one| one.code.as_str())
+        .collect();
+    assert_eq!(warned, ["mongodb.no_users"]);
+    let copy = server(MongodbKind::WithOplog);
+    restore(&backup, &report, &copy.url()).await;
+    let mut copied = client(&copy);
+    let mut written = |name| -> Vec<i32> {
+        copied
+            .all("shop", name)
+            .iter()
+            .filter(|one| one.get_i32("n").unwrap() == 1)
+            .map(|one| one.get_i32("_id").unwrap())
+            .collect()
+    };
+    let (ahead, behind) = (written("ahead"), written("behind"));
+    for writer in 0..WRITERS {
+        let own = writer * EACH..(writer + 1) * EACH;
+        let of = |all: &[i32]| -> Vec<i32> {
+            let mut found: Vec<i32> = all.iter().copied().filter(|id| own.contains(id)).collect();
+            found.sort_unstable();
+            found
+        };
+        let (ahead, behind) = (of(&ahead), of(&behind));
+        let first_ones: Vec<i32> = own.clone().take(ahead.len()).collect();
+        assert_eq!(ahead, first_ones, "all up to the moment, none after it");
+        assert_eq!(behind, first_ones[..behind.len()]);
+        assert!(ahead.len() - behind.len() <= 1);
+    }
+}
+
 /// Without an oplog it is no moment, and a proof says that nobody could count, but what was read comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_an_oplog_what_was_read_while_a_writer_ran_comes_back() {
