@@ -27,9 +27,9 @@ const FUNCTIONS: &str = "system.js";
 /// When documents expire, in indexes and in options of collections.
 pub(crate) const EXPIRY: &str = "expireAfterSeconds";
 /// Fields of options that say nothing that could be asked for.
-const NO_OPTIONS: [&str; 4] = ["uuid", "autoIndexId", "flags", "temp"];
+pub(crate) const NO_OPTIONS: [&str; 4] = ["uuid", "autoIndexId", "flags", "temp"];
 /// Fields of indexes that depend on the server alone.
-const NO_INDEX_OPTIONS: [&str; 3] = ["v", "ns", "background"];
+pub(crate) const NO_INDEX_OPTIONS: [&str; 3] = ["v", "ns", "background"];
 /// The index that every collection has.
 const ID_INDEX: &str = "_id_";
 /// What the catalogue's reading is called in messages.
