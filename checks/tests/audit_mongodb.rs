@@ -586,7 +586,7 @@ fn drift_of_users_roles_and_settings_is_found_and_other_orders_are_none() {
         "root",
         vec![doc! { "resource": { "anyResource": true }, "actions": ["anyAction"] }],
     ));
-    it.users.retain(|one| one.get_str("user") != Ok("app"));
+    it.users.retain(|one| one.get_str("user").unwrap() != "app");
     it.roles[0] = role("fettler_audit", vec![on("", "", &["viewUser", "find"])]);
     it.parameters.insert("logLevel", 1);
     it.option("security", "javascriptEnabled", false);
