@@ -7,7 +7,7 @@
 mod common;
 
 use common::{Audited, audited};
-use fettler_checks::{Library, Releases, Source, Verdict};
+use fettler_checks::{Library, Part, Releases, Section, Source, Verdict};
 use fettler_engine::{Picked, Row};
 use fettler_model::Engine;
 use fettler_test_servers::{SearchKind, SearchServer};
@@ -308,5 +308,81 @@ fn repositories_and_plugins_of_the_documented_form_are_judged() {
     for id in ["transport_listens_everywhere", "plugins_foreign"] {
         assert_eq!(found(id, 0, &open), 1, "{id}");
         assert_eq!(found(id, 0, &closed), 0, "{id}");
+    }
+}
+
+/// What was changed since the cluster was last looked at, and what is work.
+#[test]
+fn drift_is_found_and_work_is_none() {
+    for kind in [SearchKind::Elasticsearch, SearchKind::OpenSearch] {
+        let server = SearchServer::start(kind, &[]).unwrap();
+        let put = |path: &str, body: Value| tell(&server, "PUT", path, &body.to_string());
+        let seen = || asked(&server).snapshot;
+        put(
+            "/orders",
+            json!({"mappings": {"properties": {"n": {"type": "long"}}}}),
+        );
+        put("/old", json!({}));
+        put(
+            "/_ingest/pipeline/take",
+            json!({"description": "hidden1", "processors": []}),
+        );
+        let before = seen();
+        for (section, is_seen) in [
+            (Section::Roles, false),
+            (Section::Grants, false),
+            (Section::AccessRules, false),
+            (Section::Settings, true),
+            (Section::Schema, true),
+            (Section::Extensions, true),
+        ] {
+            let part = &before.sections[&section];
+            assert_eq!(matches!(part, Part::Items(_)), is_seen, "{kind:?} {part:?}");
+        }
+        let Part::Items(schema) = &before.sections[&Section::Schema] else {
+            unreachable!("it was seen");
+        };
+        let names: Vec<&String> = schema.keys().collect();
+        assert_eq!(
+            names,
+            ["index old", "index orders", "pipeline take"],
+            "{kind:?}: what the product brings is no part of it"
+        );
+        tell(&server, "POST", "/orders/_doc?refresh=true", r#"{"n": 1}"#);
+        put("/orders/_settings", json!({"index.number_of_replicas": 0}));
+        assert_eq!(seen().changes_since(&before), [], "{kind:?}");
+
+        put(
+            "/orders/_mapping",
+            json!({"properties": {"total": {"type": "double"}}}),
+        );
+        tell(&server, "DELETE", "/old", "");
+        put("/orders/_alias/all", json!({"filter": {"term": {"n": 1}}}));
+        put(
+            "/_index_template/made",
+            json!({"index_patterns": ["made-*"], "template": {"settings": {}}}),
+        );
+        put(
+            "/_cluster/settings",
+            json!({"persistent": {"cluster.max_shards_per_node": 2000}}),
+        );
+        let after = seen();
+        let told = after.judged(&before);
+        let mut keys: Vec<&str> = told.findings.iter().map(|one| one.key.as_str()).collect();
+        keys.retain(|key| !key.contains("drift_roles") && !key.contains("drift_grants"));
+        keys.retain(|key| !key.contains("drift_access_rules"));
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            [
+                "elasticsearch.drift_schema:alias all of orders",
+                "elasticsearch.drift_schema:index old",
+                "elasticsearch.drift_schema:index orders",
+                "elasticsearch.drift_schema:template made",
+                "elasticsearch.drift_settings:persistent setting cluster.max_shards_per_node",
+            ],
+            "{kind:?}"
+        );
+        assert!(!format!("{after:?}").contains("hidden1"));
     }
 }

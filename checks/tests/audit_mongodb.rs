@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 use bson::doc;
 use common::{Audited, audited};
-use fettler_checks::{Library, Releases, Source, Verdict};
-use fettler_model::Engine;
+use fettler_checks::{Library, Part, Releases, Section, Source, Verdict};
+use fettler_model::{Engine, Severity};
 use fettler_test_servers::{MongodbClient, MongodbKind, MongodbServer};
 use recorded_mongodb::{Recorded, credentials, logins, on, role, user};
 
@@ -553,5 +553,127 @@ fn nothing_that_is_kept_of_passwords_is_told() {
         "aTOy7Xq",
     ] {
         assert!(!whole.contains(secret), "{secret}");
+    }
+}
+
+/// What was changed since the server was last looked at, and what is the same in another order.
+#[test]
+fn drift_of_users_roles_and_settings_is_found_and_other_orders_are_none() {
+    let seen = |it: &Recorded| asked(&it.clone().serve()).snapshot;
+    let mut it = Recorded::well();
+    it.members(&["db1:27017"]);
+    it.option(
+        "net",
+        "tls",
+        doc! { "certificateKeyFilePassword": "Wq7ByLd2" },
+    );
+    let before = seen(&it);
+    let hidden: Vec<_> = before
+        .sections
+        .iter()
+        .filter(|(_, part)| matches!(part, Part::Hidden(_)))
+        .collect();
+    assert!(hidden.is_empty(), "{hidden:?}");
+    assert_eq!(before.sections.len(), 4, "{before:#?}");
+    it.users.reverse();
+    it.up_for(30);
+    it.databases.reverse();
+    assert_eq!(seen(&it).changes_since(&before), []);
+
+    it.users.push(user(
+        "intruder",
+        "admin",
+        "root",
+        vec![doc! { "resource": { "anyResource": true }, "actions": ["anyAction"] }],
+    ));
+    it.users.retain(|one| one.get_str("user").unwrap() != "app");
+    it.roles[0] = role("fettler_audit", vec![on("", "", &["viewUser", "find"])]);
+    it.parameters.insert("logLevel", 1);
+    it.option("security", "javascriptEnabled", false);
+    it.members(&["db1:27017", "db2:27017"]);
+    it.indexes
+        .push(doc! { "v": 2, "key": { "n": 1 }, "name": "n_1", "unique": true });
+    let after = seen(&it);
+    let told = after.judged(&before);
+    let mut keys: Vec<(&str, Severity)> = told
+        .findings
+        .iter()
+        .map(|one| (one.key.as_str(), one.severity))
+        .collect();
+    keys.sort();
+    assert_eq!(
+        keys,
+        [
+            (
+                "mongodb.drift_grants:role fettler_audit@admin",
+                Severity::Medium
+            ),
+            ("mongodb.drift_roles:user app@shop", Severity::Medium),
+            ("mongodb.drift_roles:user intruder@admin", Severity::High),
+            ("mongodb.drift_schema:index shop.orders n_1", Severity::Info),
+            (
+                "mongodb.drift_schema:index stock.orders n_1",
+                Severity::Info
+            ),
+            ("mongodb.drift_settings:member db2:27017", Severity::Low),
+            (
+                "mongodb.drift_settings:option security.javascriptEnabled",
+                Severity::Low
+            ),
+            ("mongodb.drift_settings:parameter logLevel", Severity::Low),
+        ]
+    );
+    let text = format!("{after:?}");
+    assert!(
+        !text.contains("Wq7ByLd2") && !text.contains("storedKey"),
+        "{text}"
+    );
+    // What cannot be seen any more is no change.
+    it.refused.push("usersInfo");
+    let poor = seen(&it);
+    assert!(matches!(poor.sections[&Section::Roles], Part::Hidden(_)));
+    assert!(
+        poor.changes_since(&after)
+            .iter()
+            .all(|change| change.section != Section::Roles && change.section != Section::Grants)
+    );
+}
+
+/// On the servers themselves: documents are no drift, and what was made or dropped is.
+#[test]
+fn drift_of_the_schema_is_found_and_work_is_none() {
+    for kind in MongodbKind::ALL {
+        let server = MongodbServer::start(kind).unwrap();
+        let mut client = MongodbClient::new(server.port());
+        let mut index = |collection: &str| {
+            client.run(
+                "shop",
+                doc! { "createIndexes": collection, "indexes": [{ "key": { "n": 1 }, "name": "n_1" }] },
+            );
+        };
+        index("orders");
+        index("old");
+        let before = asked(&server.url()).snapshot;
+        assert!(
+            matches!(&before.sections[&Section::Schema], Part::Items(items) if items.len() == 6),
+            "{before:#?}"
+        );
+        client.insert("shop", "orders", vec![doc! { "_id": 1, "n": 1 }]);
+        assert_eq!(asked(&server.url()).snapshot.changes_since(&before), []);
+        client.run("shop", doc! { "drop": "old" });
+        client.run("shop", doc! { "create": "new" });
+        let changes = asked(&server.url()).snapshot.changes_since(&before);
+        let names: Vec<&str> = changes.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "collection shop.new",
+                "index shop.new _id_",
+                "collection shop.old",
+                "index shop.old _id_",
+                "index shop.old n_1",
+            ],
+            "{kind:?}"
+        );
     }
 }

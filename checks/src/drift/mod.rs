@@ -3,6 +3,8 @@
 //! setting that may carry one.
 
 mod clickhouse;
+mod elasticsearch;
+mod mongodb;
 mod postgres;
 mod redis;
 mod sqlite;
@@ -22,7 +24,14 @@ pub const MOST_ITEMS: usize = 20_000;
 /// How many changes of a section are told one by one.
 const MOST_CHANGES: usize = 200;
 /// What a state says of somebody who may do everything, or come in without a password.
-const GAINS: [&str; 5] = ["superuser", " trust", "+@all", "nopass", "no_password"];
+const GAINS: [&str; 6] = [
+    "superuser",
+    " trust",
+    "+@all",
+    "nopass",
+    "no_password",
+    "all_access",
+];
 /// How long a question for a snapshot may take.
 const TIMEOUT: Duration = Duration::from_secs(25);
 
@@ -157,15 +166,16 @@ impl Asked {
     }
 }
 
-/// What an engine's server is asked for a snapshot; nothing where its drift is not watched yet.
+/// What an engine's server is asked for a snapshot.
 #[must_use]
 pub fn drift_questions(engine: Engine) -> Vec<Question> {
     let (of, whole): (&[Asked], fn(&str) -> String) = match engine {
         Engine::Postgres => (postgres::QUESTIONS, postgres::whole),
         Engine::Sqlite => (sqlite::QUESTIONS, sqlite::whole),
         Engine::Redis => (redis::QUESTIONS, str::to_owned),
+        Engine::Mongodb => (mongodb::QUESTIONS, str::to_owned),
         Engine::Clickhouse => (clickhouse::QUESTIONS, clickhouse::whole),
-        _ => (&[], str::to_owned),
+        Engine::Elasticsearch => (elasticsearch::QUESTIONS, str::to_owned),
     };
     of.iter()
         .enumerate()
@@ -232,7 +242,7 @@ fn items(rows: &[Row]) -> Part {
         _ => None,
     };
     match (items, seen) {
-        (Some(items), _) => Part::Items(
+        (Some(items), _) if items.len() <= MOST_ITEMS => Part::Items(
             items
                 .into_iter()
                 .map(|(name, state)| (name, kept(state.as_str().unwrap_or_default())))
@@ -491,7 +501,9 @@ mod tests {
             postgres::QUESTIONS,
             sqlite::QUESTIONS,
             redis::QUESTIONS,
+            mongodb::QUESTIONS,
             clickhouse::QUESTIONS,
+            elasticsearch::QUESTIONS,
         ]
         .concat()
         {

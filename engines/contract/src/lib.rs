@@ -54,7 +54,7 @@ pub use extract::{
 pub use grants::{Grant, GrantRequest, Grants, PASSWORD_PLACEHOLDER, Purpose};
 pub use picked::Picked;
 pub use progress::ProgressMeter;
-pub use question::{Answer, Answers, Question, Refusal, Row, Versions};
+pub use question::{Answer, Answers, Question, Refusal, Row, Versions, line_of_items};
 pub use rate::{LatencyProbe, RateLimit, Throttle, Throttled};
 pub use reached::{is_public, is_remote};
 pub use row_hash::{LongRow, ROW_HASH, RowHasher};

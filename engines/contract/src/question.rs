@@ -1,13 +1,23 @@
 //! Questions that checks ask a database, in the database's own language, and what it answers. Who asks, and what follows from
 //! an answer, is not known here.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 /// Values by name: one line of an answer.
 pub type Row = Map<String, Value>;
+
+/// The one line that answers what things there are and how each is, by their names: `items`, with `items_seen`, their number.
+#[must_use]
+pub fn line_of_items(items: &BTreeMap<String, String>) -> Vec<Row> {
+    let line = [
+        ("items".to_owned(), serde_json::json!(items)),
+        ("items_seen".to_owned(), items.len().into()),
+    ];
+    vec![Row::from_iter(line)]
+}
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq)]

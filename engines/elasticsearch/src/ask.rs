@@ -6,7 +6,8 @@
 //! - `MAPPED FIELDS`: a line for each index, with how many fields its mapping has and may have;
 //! - `SNAPSHOTS`: a line for each repository, with how its newest snapshot ended.
 //!
-//! Audits have four more: `ANONYMOUS`, `NETWORK`, `CERTIFICATES` and `LICENCE` ([`audit_words`]).
+//! Audits have four more: `ANONYMOUS`, `NETWORK`, `CERTIFICATES` and `LICENCE` ([`audit_words`]), and those that begin with `KEPT`
+//! ([`kept_words`]).
 //!
 //! A request that the server has no module for has nothing to ask of: its check does not apply.
 //!
@@ -15,6 +16,7 @@
 //! refuses such a request as a whole unless it was told otherwise.
 
 mod audit_words;
+mod kept_words;
 mod named;
 
 use std::{
@@ -39,16 +41,24 @@ use crate::{
 /// Bytes of an answer that are read: the mapping of a large cluster fits.
 const MOST_BYTES: usize = 32 << 20;
 /// What may be asked: requests that read, and of which none tells what is in a document.
-const READING: [&str; 24] = [
+const READING: [&str; 32] = [
     "/_cluster/health",
     "/_cluster/stats",
     "/_cluster/settings",
     "/_cluster/pending_tasks",
+    "/_cluster/state/metadata",
     "/_nodes",
     "/_stats",
     "/_settings",
     "/_all/_settings",
     "/_mapping",
+    "/_alias",
+    "/_index_template",
+    "/_component_template",
+    "/_template",
+    "/_ingest/pipeline",
+    "/_ilm/policy",
+    "/_plugins/_ism/policies",
     "/_cat/",
     "/_tasks",
     "/_health_report",
@@ -162,6 +172,13 @@ impl Asked {
             "NETWORK" => Ok(audit_words::network(&self.params).await),
             "CERTIFICATES" => self.certificates().await,
             "LICENCE" => self.licence().await,
+            "KEPT USERS" => self.kept_users().await,
+            "KEPT ROLES" => self.kept_roles().await,
+            "KEPT ROLE MAPPINGS" => self.kept_role_mappings().await,
+            "KEPT SETTINGS" => self.kept_settings().await,
+            "KEPT REPOSITORIES" => self.kept_repositories().await,
+            "KEPT SCHEMA" => self.kept_schema().await,
+            "KEPT PLUGINS" => self.kept_plugins().await,
             _ => {
                 let requests =
                     Picked::read(text, |line| line.starts_with("GET ")).map_err(unread)?;

@@ -27,14 +27,15 @@ use serde::{Deserialize, Serialize};
 use crate::{
     catalog::{self, Collection, Kind},
     changes::{history, number_of},
-    follow::{self, Follower, NOT_ONE_MOMENT, count},
+    follow::{Follower, NOT_ONE_MOMENT, count},
     found,
-    identify::{identity, require_readable},
+    identify::identity,
     params::Params,
     raw::put,
     read::{self, Range, RangeRead, Reading, SPOOLED_BYTES, Sessions},
     select::Selection,
     session::Session,
+    shards::{balancer, map, oplogs::Oplogs},
     users,
 };
 
@@ -107,19 +108,61 @@ pub(crate) async fn backup(
 ) -> Result<BackupReport, EngineError> {
     context.progress.begin("prepare", 0, 0);
     let params = Params::of(source)?;
-    let selection = Selection::of_backup(params.database.as_deref(), &options.exclude)?;
     let mut session = Session::of_attempt(&params, context).await?;
-    require_readable(&session)?;
-    let identity = identity(&params, &mut session).await?;
-    let start = follow::start(&mut session).await?;
+    if !session.hello.is_router {
+        return read_all(
+            context,
+            &params,
+            &mut session,
+            options,
+            sink,
+            loses_a_document,
+        )
+        .await;
+    }
+    let stopped = balancer::stop(context, &params, &mut session).await?;
+    let made = read_all(
+        context,
+        &params,
+        &mut session,
+        options,
+        sink,
+        loses_a_document,
+    )
+    .await;
+    let Some(stopped) = stopped else { return made };
+    // By a session of its own: that of the attempt is of no use where it was cancelled.
+    match (made, stopped.start(context, &params).await) {
+        (Ok(_), Err(error)) => Err(error),
+        (made, _) => made,
+    }
+}
+
+/// Reads all that is chosen.
+async fn read_all(
+    context: &EngineContext,
+    params: &Params,
+    session: &mut Session,
+    options: &BackupOptions,
+    sink: &dyn StreamSink,
+    loses_a_document: bool,
+) -> Result<BackupReport, EngineError> {
+    let selection = Selection::of_backup(params.database.as_deref(), &options.exclude)?;
+    let identity = identity(params, session).await?;
+    let oplogs = Oplogs::of(context, params, session).await?;
     let mut warnings = Vec::new();
 
-    let databases =
-        catalog::databases(&mut session, &selection, params.database.as_deref()).await?;
+    let databases = catalog::databases(session, &selection, params.database.as_deref()).await?;
     let mut all = Vec::new();
     for database in &databases {
         context.check_stop()?;
-        all.extend(catalog::collections(&mut session, database).await?);
+        all.extend(catalog::collections(session, database).await?);
+    }
+    if session.hello.is_router {
+        let mut divided = map::divided(session).await?;
+        for one in &mut all {
+            one.division = divided.remove(&one.namespace());
+        }
     }
     store(sink, CATALOGUE, all.iter().map(|one| Ok(one.store()))).await?;
     let read: Vec<Collection> = all
@@ -131,8 +174,9 @@ pub(crate) async fn backup(
     let folder = context.scratch.join("mongodb");
     std::fs::create_dir_all(&folder)
         .map_err(|error| EngineError::local(format!("making {}", folder.display()), error))?;
-    let mut follower = match start {
-        Some(start) => {
+    let start = oplogs.as_ref().map(|(_, start)| start.moment);
+    let mut follower = match oplogs {
+        Some(oplogs) => {
             let namespaces = read
                 .iter()
                 .enumerate()
@@ -143,7 +187,7 @@ pub(crate) async fn backup(
                 context,
                 namespaces,
                 databases.clone(),
-                start,
+                oplogs,
                 &folder,
             )?)
         }
@@ -156,7 +200,7 @@ pub(crate) async fn backup(
             None
         }
     };
-    let before = own_counts(&mut session, &read, follower.is_some()).await?;
+    let before = own_counts(session, &read, follower.is_some()).await?;
 
     let total = read.len();
     context
@@ -167,7 +211,7 @@ pub(crate) async fn backup(
         context.check_stop()?;
         let digest = digest(&collection.namespace());
         let is_followed = follower.is_some() && collection.kind.is_by_id();
-        for (at, range) in read::ranges(&mut session, collection)
+        for (at, range) in read::ranges(session, collection)
             .await?
             .into_iter()
             .enumerate()
@@ -180,7 +224,7 @@ pub(crate) async fn backup(
             });
         }
     }
-    let sessions = Sessions::new(&params);
+    let sessions = Sessions::new(params);
     let hasher = RowHasher::new(&context.fingerprint_key);
     let reading = Reading {
         context,
@@ -205,7 +249,7 @@ pub(crate) async fn backup(
         .await?;
     ranges.sort_unstable_by_key(|(at, ..)| *at);
 
-    let after = own_counts(&mut session, &read, follower.is_some()).await?;
+    let after = own_counts(session, &read, follower.is_some()).await?;
     let mut counts: Vec<Option<u64>> = before
         .into_iter()
         .zip(after)
@@ -214,19 +258,20 @@ pub(crate) async fn backup(
     let mut position = serde_json::json!({ "method": "one by one" });
     if let Some(follower) = &mut follower {
         context.progress.begin("following the oplog", 0, 0);
-        follower.catch_up(&mut session).await?;
+        follower.catch_up(session).await?;
         position = serde_json::json!({
             "method": "oplog",
-            "time": follower.moment.time,
-            "increment": follower.moment.increment,
+            "time": follower.moment().time,
+            "increment": follower.moment().increment,
         });
         // What was read of a part, or not all at one moment, is nothing to play changes on.
         let is_one_moment = !follower
             .warnings
             .iter()
             .any(|warning| warning.code == NOT_ONE_MOMENT);
-        if params.database.is_none() && options.exclude.is_empty() && is_one_moment {
-            position["history"] = history(&session).into();
+        let is_whole = params.database.is_none() && options.exclude.is_empty();
+        if is_whole && is_one_moment && follower.is_of_one_oplog() {
+            position["history"] = history(session).into();
             position["since"] = start.map(number_of).into();
         }
         let followed: Vec<(usize, (String, String))> = read
@@ -236,7 +281,7 @@ pub(crate) async fn backup(
             .map(|(number, one)| (number, (one.database.clone(), one.name.clone())))
             .collect();
         let names: Vec<(String, String)> = followed.iter().map(|(_, name)| name.clone()).collect();
-        let counted = follower.counts(&mut session, &names).await?;
+        let counted = follower.counts(session, &names).await?;
         for ((number, _), counted) in followed.into_iter().zip(counted) {
             counts[number] = counted;
         }
@@ -291,7 +336,7 @@ pub(crate) async fn backup(
         ));
     }
     if params.database.is_none() {
-        match users::read(&mut session).await? {
+        match users::read(session).await? {
             Ok(users) => {
                 let bytes = users.iter().map(|one| one.as_bytes().len() as u64).sum();
                 store(sink, USERS, users.into_iter().map(Ok)).await?;

@@ -27,9 +27,9 @@ const FUNCTIONS: &str = "system.js";
 /// When documents expire, in indexes and in options of collections.
 pub(crate) const EXPIRY: &str = "expireAfterSeconds";
 /// Fields of options that say nothing that could be asked for.
-const NO_OPTIONS: [&str; 4] = ["uuid", "autoIndexId", "flags", "temp"];
+pub(crate) const NO_OPTIONS: [&str; 4] = ["uuid", "autoIndexId", "flags", "temp"];
 /// Fields of indexes that depend on the server alone.
-const NO_INDEX_OPTIONS: [&str; 3] = ["v", "ns", "background"];
+pub(crate) const NO_INDEX_OPTIONS: [&str; 3] = ["v", "ns", "background"];
 /// The index that every collection has.
 const ID_INDEX: &str = "_id_";
 /// What the catalogue's reading is called in messages.
@@ -86,6 +86,9 @@ pub(crate) struct Collection {
     pub(crate) kind: Kind,
     pub(crate) options: RawDocumentBuf,
     pub(crate) indexes: Vec<RawDocumentBuf>,
+    /// By what its documents are divided between shards: `key` and `unique`. It is no part of its definition: a copy of it may lie
+    /// in one place.
+    pub(crate) division: Option<RawDocumentBuf>,
 }
 
 impl Collection {
@@ -164,6 +167,9 @@ impl Collection {
         put(&mut stored, "kind", self.kind.as_str());
         put(&mut stored, "options", self.options.clone());
         put(&mut stored, "indexes", indexes);
+        if let Some(division) = &self.division {
+            put(&mut stored, "division", division.clone());
+        }
         stored
     }
 
@@ -186,6 +192,7 @@ impl Collection {
                 .into_iter()
                 .map(|index| Some(index.ok()?.as_document()?.to_owned()))
                 .collect::<Option<_>>()?,
+            division: stored.get_document("division").ok().map(ToOwned::to_owned),
         })
     }
 }
@@ -270,6 +277,7 @@ pub(crate) async fn collections(
             name,
             kind,
             options,
+            division: None,
         });
     }
     found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -311,6 +319,7 @@ mod tests {
             kind: Kind::of("collection", &options),
             options,
             indexes,
+            division: None,
         }
     }
 
@@ -372,15 +381,16 @@ mod tests {
 
     #[test]
     fn what_is_stored_comes_back() {
-        let source = collection(
+        let mut source = collection(
             rawdoc! { "capped": true, "size": 4096 },
             vec![rawdoc! { "v": 2, "key": { "_id": 1 }, "name": "_id_" }],
         );
+        source.division = Some(rawdoc! { "key": { "_id": "hashed" }, "unique": false });
         let back = Collection::of_stored(&source.store()).unwrap();
         assert_eq!(back.namespace(), "shop.orders");
         assert_eq!(
-            (back.kind, back.options, back.indexes),
-            (source.kind, source.options, source.indexes)
+            (back.kind, back.options, back.indexes, back.division),
+            (source.kind, source.options, source.indexes, source.division)
         );
         assert!(back.kind == Kind::Capped && !back.kind.is_by_id());
     }

@@ -29,6 +29,7 @@ use crate::{
     oplog::{Change, changes},
     raw::{ID, id_key, put},
     session::{Cursor, Session},
+    shards::oplogs::{Ends, Oplogs},
 };
 
 /// How often the oplog is followed on before what cannot be told is taken as it was read last.
@@ -79,8 +80,9 @@ pub(crate) struct Follower<'a> {
     touched: BTreeMap<(usize, [u8; 16]), Touched>,
     file: File,
     end: u64,
-    /// What the reading is of: everything up to and with this moment.
-    pub(crate) moment: Timestamp,
+    oplogs: Oplogs,
+    /// What the reading is of: everything up to and with these ends.
+    ends: Ends,
     pub(crate) warnings: Vec<Warning>,
 }
 
@@ -90,7 +92,7 @@ impl<'a> Follower<'a> {
         context: &'a EngineContext,
         namespaces: HashMap<String, usize>,
         databases: Vec<String>,
-        start: Timestamp,
+        (oplogs, start): (Oplogs, Ends),
         scratch: &Path,
     ) -> Result<Self, EngineError> {
         let path = scratch.join("changes");
@@ -108,27 +110,47 @@ impl<'a> Follower<'a> {
             touched: BTreeMap::new(),
             file,
             end: 0,
-            moment: start,
-            warnings: Vec::new(),
+            warnings: if oplogs.have_one_time() {
+                Vec::new()
+            } else {
+                vec![Warning {
+                    code: NOT_ONE_MOMENT.to_owned(),
+                    message:
+                        "the shards tell no time that they share: each is of a moment of its own"
+                            .to_owned(),
+                }]
+            },
+            oplogs,
+            ends: start,
         })
+    }
+
+    /// The moment that the reading is of.
+    pub(crate) fn moment(&self) -> Timestamp {
+        self.ends.moment
+    }
+
+    /// Whether changes can be played on the backup: those of one oplog.
+    pub(crate) fn is_of_one_oplog(&self) -> bool {
+        !self.oplogs.are_of_shards()
     }
 
     /// Follows the oplog to an end at which everything is known.
     pub(crate) async fn catch_up(&mut self, session: &mut Session) -> Result<(), EngineError> {
         for _ in 0..MOST_ROUNDS {
-            self.follow(session).await?;
+            self.follow().await?;
             let unknown = self.unknown();
-            if unknown.is_empty() || self.fetch(session, Some(self.moment)).await? {
+            if unknown.is_empty() || self.fetch(session, Some(self.moment())).await? {
                 return Ok(());
             }
             self.fetch(session, None).await?;
             // What was read now is what it was at the moment, unless it was written in between. On a busy server others always
             // are; they do not matter.
-            if !self.is_written_again(session, &unknown).await? {
+            if !self.is_written_again(&unknown).await? {
                 return Ok(());
             }
         }
-        self.follow(session).await?;
+        self.follow().await?;
         let left = self.unknown().len();
         if left > 0 {
             self.fetch(session, None).await?;
@@ -144,68 +166,59 @@ impl<'a> Follower<'a> {
 
     /// Whether the oplog has, since the moment, gained something about one of these documents, or about a collection as a whole.
     async fn is_written_again(
-        &self,
-        session: &mut Session,
+        &mut self,
         documents: &[(usize, RawDocumentBuf)],
     ) -> Result<bool, EngineError> {
         let mut keys = HashSet::new();
         for (number, id) in documents {
             keys.insert((*number, key(id)?));
         }
-        let newest = newest(session, true).await?;
-        let mut entries = Entries::between(session, self.moment, newest, true).await?;
+        let ends = self.oplogs.ends(true).await?;
         let mut is_written = false;
-        while let Some(changes) = entries.next(session).await? {
-            self.context.check_stop()?;
-            self.context.progress.pulse();
-            for change in changes {
-                is_written |= match change {
-                    Change::Shape { is_removal, .. } => is_removal,
-                    Change::Insert {
-                        namespace,
-                        document,
-                    }
-                    | Change::Replace {
-                        namespace,
-                        document,
-                    } => self.is_among(&keys, &namespace, &document)?,
-                    Change::Delete { namespace, id }
-                    | Change::Touch { namespace, id }
-                    | Change::Modify { namespace, id, .. } => {
-                        self.is_among(&keys, &namespace, &id)?
-                    }
-                };
-            }
-        }
+        let Self {
+            context,
+            namespaces,
+            oplogs,
+            ends: from,
+            ..
+        } = self;
+        read_each(context, oplogs, from, &ends, true, |change| {
+            is_written |= match change {
+                Change::Shape { is_removal, .. } => is_removal,
+                Change::Insert {
+                    namespace,
+                    document,
+                }
+                | Change::Replace {
+                    namespace,
+                    document,
+                } => is_among(&keys, namespaces, &namespace, &document)?,
+                Change::Delete { namespace, id }
+                | Change::Touch { namespace, id }
+                | Change::Modify { namespace, id, .. } => {
+                    is_among(&keys, namespaces, &namespace, &id)?
+                }
+            };
+            Ok(())
+        })
+        .await?;
         Ok(is_written)
     }
 
-    /// Whether a document of a namespace, or its `_id` alone, is one of these.
-    fn is_among(
-        &self,
-        keys: &HashSet<(usize, [u8; 16])>,
-        namespace: &str,
-        document: &RawDocument,
-    ) -> Result<bool, EngineError> {
-        let Some(number) = self.namespaces.get(namespace) else {
-            return Ok(false);
-        };
-        Ok(keys.contains(&(*number, key(document)?)))
-    }
-
-    /// Takes in what the oplog has gained.
-    async fn follow(&mut self, session: &mut Session) -> Result<(), EngineError> {
-        let newest = newest(session, true).await?;
-        let from = self.moment;
-        let mut entries = Entries::between(session, from, newest, true).await?;
-        while let Some(changes) = entries.next(session).await? {
-            self.context.check_stop()?;
-            self.context.progress.pulse();
-            for change in changes {
-                self.take(change)?;
-            }
-        }
-        self.moment = newest;
+    /// Takes in what the oplogs have gained.
+    async fn follow(&mut self) -> Result<(), EngineError> {
+        let ends = self.oplogs.ends(true).await?;
+        let from = self.ends.clone();
+        // Both are needed at once: what is read, and what takes it in.
+        let mut oplogs = std::mem::replace(&mut self.oplogs, Oplogs::none());
+        let context = self.context;
+        let read = read_each(context, &mut oplogs, &from, &ends, true, |change| {
+            self.take(change)
+        })
+        .await;
+        self.oplogs = oplogs;
+        read?;
+        self.ends = ends;
         Ok(())
     }
 
@@ -333,7 +346,7 @@ impl<'a> Follower<'a> {
         session: &mut Session,
         at: Option<Timestamp>,
     ) -> Result<bool, EngineError> {
-        if at.is_some() && session.hello.set_name.is_none() {
+        if at.is_some() && !session.hello.knows_majority() {
             return Ok(false);
         }
         let names: HashMap<usize, String> = self
@@ -385,7 +398,7 @@ impl<'a> Follower<'a> {
                 "readConcern",
                 rawdoc! { "level": "snapshot", "atClusterTime": at },
             );
-        } else if session.hello.set_name.is_some() {
+        } else if session.hello.knows_majority() {
             put(&mut command, "readConcern", rawdoc! { "level": "majority" });
         }
         let doing = "reading what was written meanwhile";
@@ -476,23 +489,23 @@ impl<'a> Follower<'a> {
     /// How many documents each of these collections had at the moment, as the server counts them: its count now, without what
     /// the oplog says was put there and removed since. Nothing where writes came between again and again.
     pub(crate) async fn counts(
-        &self,
+        &mut self,
         session: &mut Session,
         collections: &[(String, String)],
     ) -> Result<Vec<Option<u64>>, EngineError> {
         let mut counts = Vec::new();
         let mut since: HashMap<String, Option<i64>> = HashMap::new();
-        let mut at = self.moment;
+        let mut at = self.ends.clone();
         for (database, collection) in collections {
             let namespace = format!("{database}.{collection}");
             let (mut found, mut last) = (None, None);
             for _ in 0..COUNT_TRIES {
-                at = self.add_up(session, at, &mut since).await?;
+                at = self.add_up(at, &mut since).await?;
                 let before = since.get(&namespace).copied().unwrap_or(Some(0));
                 let Some(counted) = count(session, database, collection).await? else {
                     break;
                 };
-                at = self.add_up(session, at, &mut since).await?;
+                at = self.add_up(at, &mut since).await?;
                 let after = since.get(&namespace).copied().unwrap_or(Some(0));
                 match (before, after) {
                     (Some(before), Some(after)) if before == after => {
@@ -511,36 +524,100 @@ impl<'a> Follower<'a> {
                     _ => break,
                 }
             }
+            if found.is_none() {
+                found = self
+                    .count_in_the_past(session, database, collection)
+                    .await?;
+            }
             counts.push(found);
         }
         Ok(counts)
     }
 
-    /// Adds up what was put there and removed from a moment to now.
-    async fn add_up(
+    /// The server's count at the moment, one document after another; nothing where it does not read the past.
+    async fn count_in_the_past(
         &self,
         session: &mut Session,
-        from: Timestamp,
+        database: &str,
+        collection: &str,
+    ) -> Result<Option<u64>, EngineError> {
+        if !session.hello.knows_majority() {
+            return Ok(None);
+        }
+        let mut command = count_all(collection);
+        let concern = rawdoc! { "level": "snapshot", "atClusterTime": self.moment() };
+        put(&mut command, "readConcern", concern);
+        let counted = session.list(database, command, "counting").await?;
+        Ok(counted.ok().map(|counted| counted_in(&counted)))
+    }
+
+    /// Adds up what was put there and removed from some ends to now.
+    async fn add_up(
+        &mut self,
+        from: Ends,
         since: &mut HashMap<String, Option<i64>>,
-    ) -> Result<Timestamp, EngineError> {
+    ) -> Result<Ends, EngineError> {
         // A count knows what this server has, settled or not.
-        let to = newest(session, false).await?;
-        let mut entries = Entries::between(session, from, to, false).await?;
-        while let Some(changes) = entries.next(session).await? {
-            self.context.check_stop()?;
-            for change in changes {
+        let to = self.oplogs.ends(false).await?;
+        read_each(
+            self.context,
+            &mut self.oplogs,
+            &from,
+            &to,
+            false,
+            |change| {
                 let (namespace, more) = match change {
                     Change::Insert { namespace, .. } => (namespace, Some(1)),
                     Change::Delete { namespace, .. } => (namespace, Some(-1)),
                     Change::Touch { namespace, .. } => (namespace, None),
-                    _ => continue,
+                    _ => return Ok(()),
                 };
                 let sum = since.entry(namespace).or_insert(Some(0));
                 *sum = sum.zip(more).map(|(sum, more)| sum + more);
-            }
-        }
+                Ok(())
+            },
+        )
+        .await?;
         Ok(to)
     }
+}
+
+/// Whether a document of a namespace, or its `_id` alone, is one of these.
+fn is_among(
+    keys: &HashSet<(usize, [u8; 16])>,
+    namespaces: &HashMap<String, usize>,
+    namespace: &str,
+    document: &RawDocument,
+) -> Result<bool, EngineError> {
+    let Some(number) = namespaces.get(namespace) else {
+        return Ok(false);
+    };
+    Ok(keys.contains(&(*number, key(document)?)))
+}
+
+/// Reads each of the oplogs from an end to another.
+async fn read_each(
+    context: &EngineContext,
+    oplogs: &mut Oplogs,
+    from: &Ends,
+    to: &Ends,
+    is_settled: bool,
+    mut take: impl FnMut(Change) -> Result<(), EngineError> + Send,
+) -> Result<(), EngineError> {
+    let is_of_shards = oplogs.are_of_shards();
+    let spans = from.each.iter().zip(&to.each);
+    for (session, (from, to)) in oplogs.sessions().iter_mut().zip(spans) {
+        let mut entries = Entries::between(session, *from, *to, is_settled).await?;
+        entries.is_of_shard = is_of_shards;
+        while let Some(changes) = entries.next(session).await? {
+            context.check_stop()?;
+            context.progress.pulse();
+            for change in changes {
+                take(change)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn key(document: &RawDocument) -> Result<[u8; 16], EngineError> {
@@ -553,12 +630,34 @@ fn key(document: &RawDocument) -> Result<[u8; 16], EngineError> {
         })
 }
 
+/// The command that counts a collection's documents one by one.
+fn count_all(collection: &str) -> RawDocumentBuf {
+    let mut pipeline = RawArrayBuf::new();
+    pipeline.push(rawdoc! { "$count": "n" });
+    rawdoc! { "aggregate": collection, "pipeline": pipeline }
+}
+
+/// What [`count_all`] is answered; a collection without documents gives no line.
+fn counted_in(answer: &[RawDocumentBuf]) -> u64 {
+    answer
+        .first()
+        .and_then(|one| crate::raw::number(one, "n"))
+        .unwrap_or(0)
+}
+
 /// The server's own count of a collection; nothing where it does not tell.
 pub(crate) async fn count(
     session: &mut Session,
     database: &str,
     collection: &str,
 ) -> Result<Option<u64>, EngineError> {
+    // A router's own count has documents that were moved away and are not removed yet.
+    if session.hello.is_router {
+        let counted = session
+            .list(database, count_all(collection), "counting")
+            .await?;
+        return Ok(counted.ok().map(|counted| counted_in(&counted)));
+    }
     let answer = session
         .try_run(database, rawdoc! { "count": collection })
         .await?;
@@ -567,7 +666,11 @@ pub(crate) async fn count(
         .and_then(|answer| crate::raw::number(&answer, "n")))
 }
 
-async fn newest(session: &mut Session, is_settled: bool) -> Result<Timestamp, EngineError> {
+/// The newest moment of a server's oplog.
+pub(crate) async fn newest(
+    session: &mut Session,
+    is_settled: bool,
+) -> Result<Timestamp, EngineError> {
     match session.newest_of(is_settled).await? {
         Ok(Some(moment)) => Ok(moment),
         Ok(None) => Err(session.unexpected(FOLLOWING, &"it is empty now")),
@@ -581,6 +684,8 @@ struct Entries {
     cursor: Option<Cursor>,
     from: Timestamp,
     is_begun: bool,
+    /// Whether chunks may come and go there.
+    is_of_shard: bool,
 }
 
 impl Entries {
@@ -595,6 +700,7 @@ impl Entries {
                 cursor: None,
                 from,
                 is_begun: true,
+                is_of_shard: false,
             });
         }
         let mut command = rawdoc! {
@@ -602,7 +708,7 @@ impl Entries {
             "filter": { "ts": { "$gte": from, "$lte": to } },
             "sort": { "$natural": 1 },
         };
-        if is_settled && session.hello.set_name.is_some() {
+        if is_settled && session.hello.knows_majority() {
             put(&mut command, "readConcern", rawdoc! { "level": "majority" });
         }
         let cursor = session
@@ -613,6 +719,7 @@ impl Entries {
             cursor: Some(cursor),
             from,
             is_begun: false,
+            is_of_shard: false,
         })
     }
 
@@ -640,6 +747,19 @@ impl Entries {
                 }
                 self.is_begun = true;
                 continue;
+            }
+            if self.is_of_shard && entry.get_bool("fromMigrate").unwrap_or(false) {
+                // What a move leaves behind is removed when it is over, maybe long after it.
+                if entry.get_str("op").is_ok_and(|op| op == "d") {
+                    continue;
+                }
+                return Err(EngineError::Database {
+                    what: format!(
+                        "a chunk was moved to {} while it was read",
+                        session.server()
+                    ),
+                    transient: true,
+                });
             }
             found.extend(changes(entry).map_err(|what| session.unexpected(FOLLOWING, &what))?);
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bson::rawdoc;
 use fettler_engine::{BackupOptions, EngineError, Identity, PreflightItem, PreflightLevel, Target};
 use fettler_model::{DatabaseName, Engine, ServerLoad};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     catalog,
@@ -15,7 +16,8 @@ use crate::{
     params::{Params, Place},
     raw::number,
     select::Selection,
-    session::Session,
+    session::{Session, VISITOR},
+    shards::map,
     users,
 };
 
@@ -114,22 +116,24 @@ fn suggested_name(params: &Params) -> DatabaseName {
         .unwrap_or_else(|_| "mongodb".parse().expect("the word is a valid name"))
 }
 
-/// An error for what cannot be read as one: a sharded cluster.
-pub(crate) fn require_readable(session: &Session) -> Result<(), EngineError> {
+/// An error for what has no single oplog: a sharded cluster.
+pub(crate) fn require_one_oplog(session: &Session) -> Result<(), EngineError> {
     if !session.hello.is_router {
         return Ok(());
     }
     Err(EngineError::Missing {
         code: "cluster",
-        what: format!("{} leads to a sharded cluster, which is not supported yet", session.server()),
-        remedy: "name a replica set's member: each shard is one, and its own backup is of its own moment"
+        what: format!(
+            "{} leads to a sharded cluster, whose changes are not archived",
+            session.server()
+        ),
+        remedy: "back it up as often as it is to be gone back to, or name a member of each shard and archive its oplog"
             .to_owned(),
     })
 }
 
 /// An error for what takes no writes.
 pub(crate) fn require_writable(session: &Session) -> Result<(), EngineError> {
-    require_readable(session)?;
     if session.hello.is_primary {
         return Ok(());
     }
@@ -160,42 +164,24 @@ pub(crate) async fn preflight(
     let params = Params::of(target)?;
     let selection = Selection::of_backup(params.database.as_deref(), &options.exclude)?;
     let mut session = Session::visit(&params).await?;
-    let mut items = vec![match require_readable(&session) {
-        Err(EngineError::Missing { what, remedy, .. }) => {
-            item("server", PreflightLevel::Stops, &what, &remedy)
-        }
-        other => {
-            other?;
-            let version = identity(&params, &mut session).await?.version;
-            let role = if session.hello.is_primary {
-                "takes writes"
-            } else {
-                "is a secondary"
-            };
-            item(
-                "server",
-                PreflightLevel::Fine,
-                &format!("version {version}, {role}"),
-                "",
-            )
-        }
-    }];
+    let version = identity(&params, &mut session).await?.version;
+    let role = match &session.hello {
+        hello if hello.is_router => "is the router of a cluster",
+        hello if hello.is_primary => "takes writes",
+        _ => "is a secondary",
+    };
+    let mut items = vec![item(
+        "server",
+        PreflightLevel::Fine,
+        &format!("version {version}, {role}"),
+        "",
+    )];
     items.push(look_at_collections(&mut session, &params, &selection).await?);
-    items.push(match session.newest_moment().await? {
-        Ok(Some(_)) => item("oplog", PreflightLevel::Fine, "a backup is of one moment", ""),
-        Ok(None) => item(
-            "oplog",
-            PreflightLevel::Missing,
-            "there is none: a backup is of no one moment where something writes meanwhile",
-            "make the server a replica set of one (`rs.initiate()`), or let nothing write during the backup",
-        ),
-        Err(refusal) => item(
-            "oplog",
-            PreflightLevel::Missing,
-            &format!("cannot be read ({refusal}): a backup is of no one moment where something writes meanwhile"),
-            &FOR_BACKUPS,
-        ),
-    });
+    if session.hello.is_router {
+        items.extend(look_at_shards(&mut session, &params).await?);
+    } else {
+        items.push(look_at_oplog(&mut session, "oplog").await?);
+    }
     items.push(match users::read(&mut session).await? {
         Ok(_) => item("users and roles", PreflightLevel::Fine, "can be read", ""),
         Err(refusal) => item(
@@ -205,6 +191,70 @@ pub(crate) async fn preflight(
             &FOR_BACKUPS,
         ),
     });
+    Ok(items)
+}
+
+/// Whether an oplog can be read.
+async fn look_at_oplog(session: &mut Session, subject: &str) -> Result<PreflightItem, EngineError> {
+    Ok(match session.newest_moment().await? {
+        Ok(Some(_)) => item(
+            subject,
+            PreflightLevel::Fine,
+            "a backup is of one moment",
+            "",
+        ),
+        Ok(None) => item(
+            subject,
+            PreflightLevel::Missing,
+            "there is none: a backup is of no one moment where something writes meanwhile",
+            "make the server a replica set of one (`rs.initiate()`), or let nothing write during the backup",
+        ),
+        Err(refusal) => item(
+            subject,
+            PreflightLevel::Missing,
+            &format!(
+                "cannot be read ({refusal}): a backup is of no one moment where something writes meanwhile"
+            ),
+            &FOR_BACKUPS,
+        ),
+    })
+}
+
+/// Whether the balancer can be stopped, as far as its state can be asked for, and the shards be reached.
+async fn look_at_shards(
+    session: &mut Session,
+    params: &Params,
+) -> Result<Vec<PreflightItem>, EngineError> {
+    let status = session
+        .try_run("admin", rawdoc! { "balancerStatus": 1 })
+        .await?;
+    let mut items = vec![match status {
+        Ok(_) => item(
+            "balancer",
+            PreflightLevel::Fine,
+            "stands still while a backup runs, and is started again where it ran",
+            "",
+        ),
+        Err(refusal) => item(
+            "balancer",
+            PreflightLevel::Stops,
+            &format!("cannot be asked for: {refusal}"),
+            "give the user the role `clusterManager`",
+        ),
+    }];
+    let stop = CancellationToken::new();
+    for shard in map::shards(session).await? {
+        let subject = format!("shard {}", shard.name);
+        items.push(match shard.open(params, VISITOR, &stop).await {
+            Ok(mut session) => look_at_oplog(&mut session, &subject).await?,
+            Err(error) => item(
+                &subject,
+                PreflightLevel::Stops,
+                &error.to_string(),
+                "let the worker reach it, and make the user on the shard itself too: it knows none of the cluster's",
+            ),
+        });
+    }
     Ok(items)
 }
 

@@ -3,7 +3,7 @@
 //! The parts, in the order of a backup's life: [`params`], [`fettler_engine_tls`], [`scram`], [`wire`] and [`session`] reach a server,
 //! [`identify`] asks who is there and what is allowed, [`catalog`] lists what there is, [`read`] reads collections as the bytes
 //! that the server sends, [`follow`] makes one moment of it with [`oplog`] and [`apply`], [`restore`] and [`insert`] put it
-//! back, [`sandbox`] makes a place for a proof, and [`facts`] reads a copy for comparison. [`changes`] archives the oplog behind
+//! back, [`shards`] does the same for a cluster behind a router, [`sandbox`] makes a place for a proof, and [`facts`] reads a copy for comparison. [`changes`] archives the oplog behind
 //! a backup, and plays it on what was put back.
 //!
 //! **Documents are never taken apart.** A document is the bytes that the server keeps; its fingerprint is of these bytes, so
@@ -37,6 +37,7 @@ mod sandbox;
 mod scram;
 mod select;
 mod session;
+mod shards;
 mod users;
 mod wire;
 mod workbench;

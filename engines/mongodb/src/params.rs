@@ -169,6 +169,39 @@ impl Params {
         })
     }
 
+    /// The same login for a member of a shard (`host:port`), which the router named.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Missing`] (`address`), where addresses were looked at before (`hostaddr`) and this is none of them: a server
+    /// that somebody else chose could lead anywhere.
+    pub(crate) fn of_member(&self, member: &str) -> Result<Self, EngineError> {
+        let at = Url::parse(&format!("mongodb://{member}/"))
+            .map_err(|_| invalid(&format!("the shard's member {member:?} is no place")))?;
+        let place = place_of(&at)?;
+        let mut addresses = Vec::new();
+        if !self.addresses.is_empty() {
+            let known = match &place {
+                Place::Tcp { host, .. } => host.parse().ok(),
+                Place::Unix(_) => None,
+            };
+            let known = known.filter(|address| self.addresses.contains(address));
+            addresses.push(known.ok_or_else(|| EngineError::Missing {
+                code: "address",
+                what: format!(
+                    "{} leads to {member}, which is not among the addresses that may be used for it",
+                    self.server()
+                ),
+                remedy: "the operator of Fettler may register the cluster, which is then trusted to lead to its shards".to_owned(),
+            })?);
+        }
+        Ok(Self {
+            place,
+            addresses,
+            ..self.clone()
+        })
+    }
+
     /// The server's name in messages: `host:port`, or the path of its socket.
     pub(crate) fn server(&self) -> String {
         match &self.place {

@@ -174,7 +174,7 @@ pub(crate) async fn open(
     collection: &Collection,
     range: &Range,
 ) -> Result<Result<Cursor, Refusal>, EngineError> {
-    let command = find(collection, range, session.hello.set_name.is_some());
+    let command = find(collection, range, session.hello.knows_majority());
     let doing = format!("reading {}", collection.namespace());
     session
         .open_cursor(&collection.database, command, &doing)
@@ -386,6 +386,7 @@ mod tests {
             kind: Kind::Plain,
             options: RawDocumentBuf::new(),
             indexes: Vec::new(),
+            division: None,
         };
         let range = Range {
             from: Some(rawdoc! { "_id": 1 }),

@@ -1,4 +1,4 @@
-//! The restore: collections are made, documents go back several collections at a time, then indexes and views.
+//! The restore: collections are made, and divided between shards as they were where the target has some; documents go back several collections at a time, then indexes and views.
 //!
 //! A document is put in once: from the stream of what was written while the backup ran where that has it, from its collection's
 //! stream otherwise. Documents that an attempt that was lost had written already are replaced by themselves, but for capped
@@ -32,6 +32,7 @@ use crate::{
     sandbox,
     select::Selection,
     session::Session,
+    shards::map,
 };
 
 /// How to go on where something is in the way.
@@ -469,7 +470,13 @@ async fn create(
 ) -> Result<(), EngineError> {
     make(context, session, job, puts_expiry_off)
         .await?
-        .map_err(|refusal| refusal.doing(session.server(), format!("making {}", job.place())))
+        .map_err(|refusal| refusal.doing(session.server(), format!("making {}", job.place())))?;
+    match &job.from.division {
+        Some(division) if session.hello.is_router => {
+            map::divide(session, &job.database, &job.from, division).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes the streams that are not done yet.

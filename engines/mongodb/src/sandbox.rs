@@ -12,7 +12,10 @@ use fettler_model::{DatabaseUrl, Engine};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::{catalog::all_databases, identify::require_writable, params::Params, session::Session};
+use crate::{
+    catalog::all_databases, identify::require_writable, params::Params, session::Session,
+    shards::balancer,
+};
 
 /// What every prefix begins with.
 const MARK: &str = "fettler_";
@@ -149,6 +152,17 @@ pub(crate) async fn remove(
     artefact: &Artefact,
     server: Option<&Target>,
 ) -> Result<(), EngineError> {
+    if artefact.kind == balancer::KIND {
+        let server = server.ok_or_else(|| EngineError::Missing {
+            code: "server",
+            what: format!(
+                "the router of {} is not known, and the cluster's balancer stands still",
+                artefact.name
+            ),
+            remedy: "start it by hand: `sh.startBalancer()`".to_owned(),
+        })?;
+        return balancer::start(&mut Session::visit(&Params::of(server)?).await?).await;
+    }
     let by_hand = || "drop the databases whose names begin with its prefix by hand".to_owned();
     let Made::Databases { prefix } =
         Made::deserialize(&artefact.data).map_err(|error| EngineError::Unusable {

@@ -18,6 +18,7 @@ use crate::{
     params::{Mechanism, Params, Place},
     raw::put,
     scram::{Hash, Scram},
+    shards::oplogs::CLUSTER_TIME,
     wire::{self, Sequence, Wire},
 };
 
@@ -121,6 +122,11 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
+    /// Whether it knows what a majority has.
+    pub(crate) fn knows_majority(&self) -> bool {
+        self.is_router || self.set_name.is_some()
+    }
+
     fn of(answer: &RawDocument) -> Self {
         let flag = |name: &str| answer.get_bool(name).unwrap_or(false);
         let text = |name: &str| answer.get_str(name).ok().map(str::to_owned);
@@ -154,6 +160,8 @@ pub(crate) struct Session {
     pub(crate) address: String,
     /// What the server said of itself.
     pub(crate) hello: Hello,
+    /// The cluster's time that the server told last, with what vouches for it.
+    pub(crate) cluster_time: Option<RawDocumentBuf>,
     stop: CancellationToken,
     last_id: i32,
     /// An answer is on its way that nobody waits for any more.
@@ -184,6 +192,7 @@ impl Session {
             server: params.server(),
             address,
             hello: Hello::default(),
+            cluster_time: None,
             stop: stop.clone(),
             last_id: 0,
             is_broken: false,
@@ -400,6 +409,9 @@ impl Session {
                 what: format!("the connection was lost: {error}"),
             })?;
         self.is_broken = false;
+        if let Ok(time) = answer.get_document(CLUSTER_TIME) {
+            self.cluster_time = Some(time.to_owned());
+        }
         let is_ok = match answer.get("ok") {
             Ok(Some(RawBsonRef::Double(ok))) => ok == 1.0,
             Ok(Some(RawBsonRef::Int32(ok))) => ok == 1,
@@ -508,7 +520,7 @@ impl Session {
             "limit": 1,
             "singleBatch": true,
         };
-        if is_settled && self.hello.set_name.is_some() {
+        if is_settled && self.hello.knows_majority() {
             put(&mut command, "readConcern", rawdoc! { "level": "majority" });
         }
         Ok(self

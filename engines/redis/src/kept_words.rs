@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use fettler_engine::Row;
+use fettler_engine::{Row, line_of_items};
 use redis::FromRedisValue as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     ask::{Failed, unread},
@@ -24,7 +24,7 @@ const BY_FAILOVER: [&str; 2] = ["replicaof", "slaveof"];
 pub(crate) async fn users(session: &mut Session) -> Result<Vec<Row>, Failed> {
     let lines = told(session, &["ACL", "LIST"]).await?;
     let lines = Vec::<String>::from_redis_value(lines).map_err(|error| unread(&error))?;
-    Ok(line_of(
+    Ok(line_of_items(
         &lines.iter().filter_map(|line| user_of(line)).collect(),
     ))
 }
@@ -47,7 +47,7 @@ pub(crate) async fn settings(session: &mut Session) -> Result<Vec<Row>, Failed> 
     let pairs =
         BTreeMap::<String, String>::from_redis_value(pairs).map_err(|error| unread(&error))?;
     let all = pairs.into_iter().filter_map(setting_of);
-    Ok(line_of(&all.collect()))
+    Ok(line_of_items(&all.collect()))
 }
 
 fn setting_of((name, value): (String, String)) -> Option<(String, String)> {
@@ -75,17 +75,7 @@ pub(crate) async fn modules(session: &mut Session) -> Result<Vec<Row>, Failed> {
         let version = format!("version {}", text(row, "ver"));
         (format!("module {}", text(row, "name")), version)
     });
-    Ok(line_of(&all.collect()))
-}
-
-fn line_of(items: &BTreeMap<String, String>) -> Vec<Row> {
-    let seen = items.len();
-    let line = [("items", json!(items)), ("items_seen", json!(seen))];
-    vec![
-        line.map(|(name, value)| (name.to_owned(), value))
-            .into_iter()
-            .collect(),
-    ]
+    Ok(line_of_items(&all.collect()))
 }
 
 #[cfg(test)]

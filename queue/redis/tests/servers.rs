@@ -6,7 +6,7 @@ mod fleet;
 
 use std::{path::Path, process::Command};
 
-use fettler_test_servers::{RedisOptions, RedisServer, free_port};
+use fettler_test_servers::{RedisOptions, RedisServer};
 use fleet::{Fleet, eventually, room, submit_many, work_off};
 
 fn openssl(folder: &Path, arguments: &str) {
@@ -55,17 +55,17 @@ async fn a_redis_with_tls_and_a_password_of_its_own_authority_is_used() {
         "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names",
     );
     let file = |name: &str| at.join(name).display().to_string();
-    let port = free_port();
-    let _server = RedisServer::start(
+    let server = RedisServer::start(
         RedisOptions::new()
             .password("Open7")
-            .setting("tls-port", &port.to_string())
+            .port_setting("tls-port")
             .setting("tls-cert-file", &file("server.pem"))
             .setting("tls-key-file", &file("server.key"))
             .setting("tls-ca-cert-file", &file("ca.pem"))
             .setting("tls-auth-clients", "no"),
     )
     .unwrap();
+    let port = server.port_of("tls-port").unwrap();
     let mut fleet = Fleet::at(format!("rediss://:Open7@127.0.0.1:{port}/"));
     fleet.options.root_certificate = Some(std::fs::read(at.join("ca.pem")).unwrap());
     moves_jobs(&fleet).await;
@@ -84,12 +84,11 @@ async fn a_redis_with_tls_and_a_password_of_its_own_authority_is_used() {
 async fn in_a_cluster_the_node_that_holds_the_keys_is_found_from_any_other() {
     let nodes: Vec<RedisServer> = (0..2)
         .map(|_| {
-            // The bus of a node is a port of its own.
-            let bus = free_port().to_string();
             RedisServer::start(
                 RedisOptions::new()
                     .setting("cluster-enabled", "yes")
-                    .setting("cluster-port", &bus),
+                    // The bus of a node is a port of its own.
+                    .port_setting("cluster-port"),
             )
             .unwrap()
         })
@@ -109,14 +108,7 @@ async fn in_a_cluster_the_node_that_holds_the_keys_is_found_from_any_other() {
     ask(&nodes[0], &["ADDSLOTSRANGE", "0", "8191"]).await;
     ask(&nodes[1], &["ADDSLOTSRANGE", "8192", "16383"]).await;
     let port = nodes[1].port().to_string();
-    let info = ask(&nodes[1], &["NODES"]).await;
-    let info: String = redis::from_redis_value(info).unwrap();
-    // `<id> host:port@bus flags …`
-    let bus = info
-        .split(['@', ' ', ','])
-        .nth(2)
-        .expect("a node tells its bus")
-        .to_owned();
+    let bus = nodes[1].port_of("cluster-port").unwrap().to_string();
     ask(&nodes[0], &["MEET", "127.0.0.1", &port, &bus]).await;
     eventually("the cluster", || async {
         for node in &nodes {

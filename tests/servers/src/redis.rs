@@ -16,7 +16,7 @@ use crate::{Result, ServerError, free_port, install, wait_until};
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long an answer to one look may take, before it is asked again.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a stop in good order may take.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
@@ -30,6 +30,8 @@ pub struct RedisOptions {
     password: Option<String>,
     persistent: bool,
     settings: Vec<(String, String)>,
+    /// Settings that are a free port each.
+    ports: Vec<String>,
     /// The port of the server to watch, and what it is called.
     watches: Option<(u16, String)>,
 }
@@ -70,6 +72,13 @@ impl RedisOptions {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
+
+    /// A setting that is a port of the server's own, such as `tls-port`: a free one, which [`RedisServer::port_of`] tells.
+    #[must_use]
+    pub fn port_setting(mut self, name: &str) -> Self {
+        self.ports.push(name.to_owned());
+        self
+    }
 }
 
 /// A running Redis. Dropping it kills it and removes its folder.
@@ -80,6 +89,8 @@ pub struct RedisServer {
     program: PathBuf,
     options: RedisOptions,
     port: u16,
+    /// The ports of [`RedisOptions::port_setting`], by the setting's name.
+    other_ports: Vec<(String, u16)>,
     scratch: Scratch,
 }
 
@@ -103,11 +114,18 @@ impl RedisServer {
             program,
             options,
             port: 0,
+            other_ports: Vec::new(),
             scratch,
         };
         let mut tries = 0;
         loop {
             server.port = free_port();
+            server.other_ports = server
+                .options
+                .ports
+                .iter()
+                .map(|name| (name.clone(), free_port()))
+                .collect();
             tries += 1;
             match server.start_again() {
                 Err(ServerError::Start { log, .. })
@@ -161,6 +179,9 @@ impl RedisServer {
         }
         for (name, value) in &self.options.settings {
             command.args([&format!("--{name}"), value]);
+        }
+        for (name, port) in &self.other_ports {
+            command.args([format!("--{name}"), port.to_string()]);
         }
         let log = self.scratch.path().join("log");
         let mut process = ServerProcess::start(command, &log, Signal::KILL)?;
@@ -267,6 +288,15 @@ impl RedisServer {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port that a [`RedisOptions::port_setting`] was given.
+    #[must_use]
+    pub fn port_of(&self, setting: &str) -> Option<u16> {
+        let mut ports = self.other_ports.iter();
+        ports
+            .find(|(name, _)| name == setting)
+            .map(|(_, port)| *port)
     }
 
     /// The URL, such as `redis://127.0.0.1:20312/`, with the password where there is one.

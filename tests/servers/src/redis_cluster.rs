@@ -2,12 +2,19 @@
 
 use std::time::Duration;
 
-use crate::{RedisOptions, RedisServer, Result, ServerError, free_port, wait_until};
+use crate::{RedisOptions, RedisServer, Result, ServerError, wait_until};
 
 /// How long the nodes may take to know each other and to agree.
-const AGREES_WITHIN: Duration = Duration::from_secs(60);
-/// A node that has been silent for so long is taken for dead, in milliseconds; a busy machine makes one silent for a while.
+const AGREES_WITHIN: Duration = Duration::from_secs(120);
+/// How often they are introduced meanwhile.
+const MEETINGS: u32 = 4;
+/// A node that has been silent for so long is taken for dead, in milliseconds. A busy machine makes one silent for a while:
+/// where no replica could take over, being quick to notice serves nobody.
 const NODE_TIMEOUT: &str = "5000";
+const NODE_TIMEOUT_WITHOUT_REPLICAS: &str = "30000";
+/// The settings that are the ports for the other nodes, and for clients that speak TLS.
+const BUS_PORT: &str = "cluster-port";
+const TLS_PORT: &str = "tls-port";
 /// Lines of an answer to `CLUSTER SLOTS`: a range's length, begin and end; and of each member of its shard.
 const LINES_OF_RANGE: usize = 3;
 const LINES_OF_MEMBER: usize = 7;
@@ -36,7 +43,7 @@ impl RedisCluster {
         options: &RedisOptions,
         password: Option<&str>,
     ) -> Result<Self> {
-        Self::start_nodes(primaries, replicas_each, options, password, || None)
+        Self::start_nodes(primaries, replicas_each, options, password)
     }
 
     /// The same without replicas, whose nodes and clients speak TLS. `options` name the certificates.
@@ -49,8 +56,11 @@ impl RedisCluster {
         options: &RedisOptions,
         password: Option<&str>,
     ) -> Result<Self> {
-        let options = options.clone().setting("tls-cluster", "yes");
-        Self::start_nodes(primaries, 0, &options, password, || Some(free_port()))
+        let options = options
+            .clone()
+            .setting("tls-cluster", "yes")
+            .port_setting(TLS_PORT);
+        Self::start_nodes(primaries, 0, &options, password)
     }
 
     fn start_nodes(
@@ -58,27 +68,26 @@ impl RedisCluster {
         replicas_each: usize,
         options: &RedisOptions,
         password: Option<&str>,
-        tls_port: impl Fn() -> Option<u16>,
     ) -> Result<Self> {
-        let options = match password {
-            Some(password) => options.clone().password(password),
-            None => options.clone(),
+        let timeout = match replicas_each {
+            0 => NODE_TIMEOUT_WITHOUT_REPLICAS,
+            _ => NODE_TIMEOUT,
         };
-        let (mut nodes, mut ports) = (Vec::new(), Vec::new());
-        for _ in 0..primaries * (1 + replicas_each) {
-            let mut options = options
-                .clone()
-                .setting("cluster-enabled", "yes")
-                .setting("cluster-node-timeout", NODE_TIMEOUT)
-                .setting("cluster-port", &free_port().to_string());
-            let tls_port = tls_port();
-            if let Some(port) = tls_port {
-                options = options.setting("tls-port", &port.to_string());
-            }
-            let node = RedisServer::start(options)?;
-            ports.push(tls_port.unwrap_or(node.port()));
-            nodes.push(node);
+        let mut options = options
+            .clone()
+            .setting("cluster-enabled", "yes")
+            .setting("cluster-node-timeout", timeout)
+            .port_setting(BUS_PORT);
+        if let Some(password) = password {
+            options = options.password(password);
         }
+        let nodes = (0..primaries * (1 + replicas_each))
+            .map(|_| RedisServer::start(options.clone()))
+            .collect::<Result<Vec<_>>>()?;
+        let ports = nodes
+            .iter()
+            .map(|node| node.port_of(TLS_PORT).unwrap_or(node.port()))
+            .collect();
         let cluster = Self {
             nodes,
             ports,
@@ -102,22 +111,33 @@ impl RedisCluster {
         Ok(())
     }
 
-    /// Introduces the nodes to each other.
+    /// Introduces the nodes to each other, again where a busy machine let an introduction be forgotten.
     fn meet(&self) -> Result<()> {
-        for (node, port) in self.nodes.iter().zip(&self.ports).skip(1) {
-            let bus = bus_port(node)?;
-            told(
-                &self.nodes[0],
-                &format!("CLUSTER MEET 127.0.0.1 {port} {bus}"),
-            )?;
+        let mut agreed = Ok(());
+        for _ in 0..MEETINGS {
+            for (node, port) in self.nodes.iter().zip(&self.ports).skip(1) {
+                let bus = node.port_of(BUS_PORT).unwrap_or_default();
+                told(
+                    &self.nodes[0],
+                    &format!("CLUSTER MEET 127.0.0.1 {port} {bus}"),
+                )?;
+            }
+            let within = AGREES_WITHIN / MEETINGS;
+            agreed = wait_until("the cluster to agree", within, || self.agrees());
+            if agreed.is_ok() {
+                break;
+            }
         }
+        agreed
+    }
+
+    /// Whether each node knows all others and serves or knows who serves all slots.
+    fn agrees(&self) -> bool {
         let all = format!("cluster_known_nodes:{}", self.nodes.len());
-        wait_until("the cluster to agree", AGREES_WITHIN, || {
-            self.nodes.iter().all(|node| {
-                node.ask_lines("CLUSTER INFO", 8).is_ok_and(|lines| {
-                    let has = |wanted: &str| lines.iter().any(|line| line.trim() == wanted);
-                    has("cluster_state:ok") && has("cluster_slots_ok:16384") && has(&all)
-                })
+        self.nodes.iter().all(|node| {
+            node.ask_lines("CLUSTER INFO", 8).is_ok_and(|lines| {
+                let has = |wanted: &str| lines.iter().any(|line| line.trim() == wanted);
+                has("cluster_state:ok") && has("cluster_slots_ok:16384") && has(&all)
             })
         })
     }
@@ -182,14 +202,6 @@ impl RedisCluster {
         };
         format!("redis://{login}{}", hosts.join(","))
     }
-}
-
-fn bus_port(node: &RedisServer) -> Result<u16> {
-    node.ask_lines("CONFIG GET cluster-port", 5)
-        .map_err(ServerError::io("ask a node for its port"))?
-        .pop()
-        .and_then(|line| line.trim().parse().ok())
-        .ok_or_else(|| ServerError::Unsupported("a node has no port for others".to_owned()))
 }
 
 /// Sends a command that answers `OK`.

@@ -169,8 +169,12 @@ impl SearchServer {
             .args([self.port.to_string(), self.transport_port.to_string()])
             // A test machine's disk may be nearly full, and is not the server's concern.
             .arg("cluster.routing.allocation.disk.threshold_enabled=false")
-            .arg(format!("path.repo={}", snapshots.display()))
-            .args(&self.settings);
+            .arg(format!("path.repo={}", snapshots.display()));
+        if self.kind == SearchKind::Elasticsearch {
+            // On such a disk it would also put off all merges, and a forced one would never end.
+            command.arg("indices.merge.disk.check_interval=0s");
+        }
+        command.args(&self.settings);
         Ok(command)
     }
 

@@ -6,7 +6,8 @@
 //! - `STARTED`, `STORAGE`, `AUDITING`: how the server was started, and the parameters it has now ([`started`]);
 //! - `USERS`, `SUPERUSERS`, `ENFORCED`, `PASSWORDS`, `ROLES`, `UNUSED ROLES`: who may do what ([`users`], [`roles`], [`passwords`]);
 //! - `CLIENTS`, `LOGINS`, `CERTIFICATE`, `JAVASCRIPT`, `WARNINGS`, `MEMBERS`: what goes on ([`doings`]);
-//! - `PROFILES`, `FIELDS`: what is kept where ([`kept`]).
+//! - `PROFILES`, `FIELDS`: what is kept where ([`kept`]);
+//! - those that begin with `KEPT` ([`snapshot`]).
 //!
 //! What a server does not know is nothing that it has no need of: it could not be asked, and passes nothing.
 
@@ -14,6 +15,7 @@ mod doings;
 mod kept;
 mod passwords;
 mod roles;
+mod snapshot;
 mod started;
 mod users;
 
@@ -76,6 +78,11 @@ impl Asked {
             "MEMBERS" => self.members().await,
             "PROFILES" => self.profiles().await,
             "FIELDS" => self.fields().await,
+            "KEPT USERS" => self.kept_users().await,
+            "KEPT ROLES" => self.kept_roles().await,
+            "KEPT SETTINGS" => self.kept_settings().await,
+            "KEPT MEMBERS" => self.kept_members().await,
+            "KEPT SCHEMA" => self.kept_schema().await,
             _ => return None,
         })
     }

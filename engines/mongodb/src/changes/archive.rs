@@ -17,7 +17,7 @@ use super::{
     history, is_left_out, moment_of, number_of,
     tail::{Entries, Tail, has, moment, newest, oldest},
 };
-use crate::{error::Refusal, identify::require_readable, params::Params, session::Session};
+use crate::{error::Refusal, identify::require_one_oplog, params::Params, session::Session};
 
 /// How long what was read waits for more before it goes to the sink: with the time of a write to a store, less than the
 /// second that may be lost.
@@ -92,7 +92,7 @@ pub(crate) async fn archive(
 
 /// An error for what has no oplog, or another one than was asked for.
 fn require_oplog(params: &Params, session: &Session) -> Result<(), EngineError> {
-    require_readable(session)?;
+    require_one_oplog(session)?;
     if params.wants_secondary && session.hello.is_primary && session.hello.set_name.is_some() {
         return Err(EngineError::Missing {
             code: "secondary",

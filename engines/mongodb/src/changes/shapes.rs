@@ -107,6 +107,7 @@ impl<'a, P: Places> Shapes<'a, P> {
                 kind,
                 options,
                 indexes: Vec::new(),
+                division: None,
             },
             database: place,
             streams: Vec::new(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cleanup;
+mod cluster;
 mod common;
 mod everything;
 mod extract;
@@ -14,3 +15,4 @@ mod ranges;
 mod refusals;
 mod resume;
 mod sandbox;
+mod shards;

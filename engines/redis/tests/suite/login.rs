@@ -119,11 +119,10 @@ async fn tls_checks_the_authority_and_the_name_and_shows_a_certificate_of_its_ow
     let at = folder.path();
     certify(at);
     let file = |name: &str| at.join(name).display().to_string();
-    let port = free_port();
     let server = RedisServer::start(
         options()
             .password("right1")
-            .setting("tls-port", &port.to_string())
+            .port_setting("tls-port")
             .setting("tls-cert-file", &file("server.pem"))
             .setting("tls-key-file", &file("server.key"))
             .setting("tls-ca-cert-file", &file("ca.pem"))
@@ -131,6 +130,7 @@ async fn tls_checks_the_authority_and_the_name_and_shows_a_certificate_of_its_ow
     )
     .unwrap();
     fill(&mut client(&server.url()));
+    let port = server.port_of("tls-port").unwrap();
     let base = format!("rediss://:right1@localhost:{port}?hostaddr=127.0.0.1");
     let own = format!("&cert={}&key={}", file("client.pem"), file("client.key"));
     let (backup, report) = back_up(&format!("{base}&ca={}{own}", file("ca.pem"))).await;

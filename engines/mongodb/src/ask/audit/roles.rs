@@ -15,6 +15,13 @@ impl Asked {
     /// `ROLES`.
     pub(super) async fn roles(&mut self) -> Result<Vec<Row>, Failed> {
         let users = self.all_users().await?;
+        let roles = self.all_roles().await?;
+        Ok(rows_of(&roles, &users))
+    }
+
+    /// All roles that somebody made, as `rolesInfo` tells them.
+    pub(super) async fn all_roles(&mut self) -> Result<Vec<Value>, Failed> {
+        let users = self.all_users().await?;
         // Roles stay when their database is dropped: those that users have are looked for too.
         let mut databases: BTreeSet<String> = self.databases().await?.into_iter().collect();
         databases.extend(users.iter().map(|user| user.database.clone()));
@@ -39,7 +46,7 @@ impl Asked {
                 _ => return Err(unread("it does not list its roles")),
             }
         }
-        Ok(rows_of(&roles, &users))
+        Ok(roles)
     }
 
     /// `UNUSED ROLES`: those of `ROLES` that nobody has, with whether a directory gives roles as well.

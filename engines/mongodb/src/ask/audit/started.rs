@@ -13,6 +13,10 @@ use super::{Asked, Failed, unread};
 pub(super) struct Started {
     /// As checks read it.
     pub(super) row: Row,
+    /// The options, as they were understood.
+    pub(super) options: Value,
+    /// The parameters that it has now.
+    pub(super) parameters: Value,
 }
 
 impl Started {
@@ -68,7 +72,7 @@ impl Asked {
         if !build["ferretdb"].is_null() || !build["ferretdbVersion"].is_null() {
             return Err(unread("FerretDB does not tell how it was started"));
         }
-        let options = self
+        let mut options = self
             .told_by("admin", rawdoc! { "getCmdLineOpts": 1 })
             .await?;
         let parameters = self
@@ -76,7 +80,11 @@ impl Asked {
             .await?;
         let row = row_of(&options, &parameters, &build)
             .ok_or_else(|| unread("it does not tell how it was started"))?;
-        Ok(Started { row })
+        Ok(Started {
+            row,
+            options: options["parsed"].take(),
+            parameters,
+        })
     }
 }
 

@@ -45,6 +45,40 @@ impl User {
             .collect()
     }
 
+    /// The roles that it was given itself.
+    fn given(&self) -> String {
+        let roles = roles_in(&self.told["roles"]);
+        let names: Vec<String> = roles.map(|(role, of)| format!("{role}@{of}")).collect();
+        names.join(", ")
+    }
+
+    fn mechanisms(&self) -> String {
+        let names = self.told["mechanisms"].as_array().into_iter().flatten();
+        let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+        names.join(", ")
+    }
+
+    /// What it was given, as an audit keeps it. Behind the character 1 are the addresses from which it may log in.
+    pub(super) fn state(&self) -> String {
+        let mut given: BTreeSet<String> = self.given().split(", ").map(str::to_owned).collect();
+        given.remove("");
+        let given: Vec<String> = given.into_iter().collect();
+        let mut state = format!(
+            "roles {}; logs in by {}",
+            given.join(", "),
+            self.mechanisms()
+        );
+        if self.is_superuser() {
+            state.push_str("; superuser");
+        }
+        if let Some(list) = self.told["authenticationRestrictions"].as_array()
+            && !list.is_empty()
+        {
+            state.push_str(&format!("; from \u{1}{}", json!(list)));
+        }
+        state
+    }
+
     fn rights(&self) -> Rights<'_> {
         Rights(&self.told["inheritedPrivileges"])
     }
@@ -259,9 +293,6 @@ fn rows_of(users: &[User], databases: &[String], asking: &str) -> Vec<Row> {
             let roles = user.roles();
             let has = |role: &str| roles.contains(&(role.to_owned(), "admin".to_owned()));
             let is_superuser = user.is_superuser();
-            let given: Vec<String> = roles_in(&user.told["roles"])
-                .map(|(role, database)| format!("{role}@{database}"))
-                .collect();
             // Built-in roles over the server's own databases. Those that are made for it (such as `clusterManager`) are not meant.
             let writes_own: BTreeSet<&str> = roles
                 .iter()
@@ -270,12 +301,6 @@ fn rows_of(users: &[User], databases: &[String], asking: &str) -> Vec<Row> {
                 .filter(|database| SERVERS_OWN.contains(database))
                 .collect();
             let writes_own: Vec<&str> = writes_own.into_iter().collect();
-            let mechanisms: Vec<&str> = user.told["mechanisms"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .collect();
             let restricted = [
                 "authenticationRestrictions",
                 "inheritedAuthenticationRestrictions",
@@ -294,8 +319,8 @@ fn rows_of(users: &[User], databases: &[String], asking: &str) -> Vec<Row> {
                 ("database".to_owned(), json!(user.database)),
                 ("database_is_there".to_owned(), json!(is_there)),
                 ("databases".to_owned(), json!(own_databases)),
-                ("roles".to_owned(), json!(given.join(", "))),
-                ("mechanisms".to_owned(), json!(mechanisms.join(", "))),
+                ("roles".to_owned(), json!(user.given())),
+                ("mechanisms".to_owned(), json!(user.mechanisms())),
                 ("is_restricted".to_owned(), json!(restricted)),
                 ("is_asking".to_owned(), json!(user.id() == asking)),
                 ("is_superuser".to_owned(), json!(is_superuser)),

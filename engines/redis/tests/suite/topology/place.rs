@@ -21,9 +21,9 @@ pub enum Kind {
 pub enum Place {
     Single(RedisServer),
     /// A primary and its replica.
-    Replica(RedisServer, RedisServer),
+    Replica(RedisServer, Box<RedisServer>),
     Cluster(RedisCluster),
-    Sentinel(SentinelRedis),
+    Sentinel(Box<SentinelRedis>),
 }
 
 fn settings() -> RedisOptions {
@@ -43,14 +43,14 @@ impl Place {
                     RedisServer::start(settings().password(PASSWORD).setting("replicaof", &of))
                         .unwrap();
                 wait_for_link(&primary.url());
-                Self::Replica(primary, replica)
+                Self::Replica(primary, Box::new(replica))
             }
             Kind::Cluster => {
                 Self::Cluster(RedisCluster::start(3, 0, &settings(), Some(PASSWORD)).unwrap())
             }
-            Kind::Sentinel => {
-                Self::Sentinel(SentinelRedis::start_with(PASSWORD, settings()).unwrap())
-            }
+            Kind::Sentinel => Self::Sentinel(Box::new(
+                SentinelRedis::start_with(PASSWORD, settings()).unwrap(),
+            )),
         }
     }
 
