@@ -109,18 +109,10 @@ pub(crate) async fn backup(
     context.progress.begin("prepare", 0, 0);
     let params = Params::of(source)?;
     let mut session = Session::of_attempt(&params, context).await?;
-    if !session.hello.is_router {
-        return read_all(
-            context,
-            &params,
-            &mut session,
-            options,
-            sink,
-            loses_a_document,
-        )
-        .await;
-    }
-    let stopped = balancer::stop(context, &params, &mut session).await?;
+    let stopped = match session.hello.is_router {
+        true => balancer::stop(context, &params, &mut session).await?,
+        false => None,
+    };
     let made = read_all(
         context,
         &params,
