@@ -114,12 +114,15 @@ points! {
     CleanupRemoving = "cleanup.removing", Worker, "A batch of a cleanup was removed; the checkpoint may not know.";
     CleanupRemoved = "cleanup.removed", Worker, "All that a cleanup removes was removed; nothing was counted.";
     CleanupUndoing = "cleanup.undoing", Worker, "A batch was put back; the checkpoint may not know.";
+    TuneWritten = "tune.written", Worker, "A change of a tuning is written down with its way back; it was not made.";
+    TuneMade = "tune.made", Worker, "A change of a tuning was made; the ledger does not know.";
     ArtefactRecorded = "artefact.recorded", Worker, "Something outside the ledger was recorded; it was not made.";
     ArtefactRemoved = "artefact.removed", Worker, "What an ended attempt had left was removed; its record was not.";
 }
 
 impl Point {
-    /// Whether the harness' own fleet comes by it: its load holds no cleanups, whose tests end processes there themselves.
+    /// Whether the harness' own fleet comes by it: its load holds no cleanups and no tunings, whose tests end processes there
+    /// themselves.
     #[must_use]
     pub const fn is_in_harness(self) -> bool {
         !matches!(
@@ -129,6 +132,8 @@ impl Point {
                 | Self::CleanupRemoving
                 | Self::CleanupRemoved
                 | Self::CleanupUndoing
+                | Self::TuneWritten
+                | Self::TuneMade
         )
     }
 

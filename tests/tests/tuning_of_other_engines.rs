@@ -3,13 +3,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
 use fettler_tests::{
-    Installation,
+    Installation, Running, Size,
     servers::{
         ClickhouseServer, ClickhouseVersion, MongodbKind, MongodbServer, RedisOptions, RedisServer,
-        SearchKind, SearchServer,
+        SearchKind, SearchServer, wait_until,
     },
 };
+use rstest::rstest;
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -37,12 +44,15 @@ fn states(done: &Value) -> Vec<&str> {
         .collect()
 }
 
-#[test]
-fn sqlite_is_tuned_by_statements_and_taken_back() {
-    let fettler = Installation::new();
+/// Where attempts are killed, one after the other.
+const PLACES: [&str; 2] = ["tune.written", "tune.made"];
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Makes a database that has one index too few, one too many and no statistics; gives its path.
+fn make_shop(fettler: &Installation) -> PathBuf {
     let path = fettler.path("shop.sqlite");
-    let connection = Connection::open(&path).unwrap();
-    connection
+    Connection::open(&path)
+        .unwrap()
         .execute_batch(
             "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer INTEGER, made TEXT);
              WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000)
@@ -50,23 +60,131 @@ fn sqlite_is_tuned_by_statements_and_taken_back() {
              CREATE INDEX made ON orders (made); CREATE INDEX made_again ON orders (made);",
         )
         .unwrap();
+    path
+}
+
+/// What the shop asks; gives the path of the file that says it.
+fn make_statements(fettler: &Installation) -> PathBuf {
     let file = fettler.path("statements.sql");
     std::fs::write(
         &file,
         "-- what the shop asks\nSELECT * FROM orders WHERE customer = 77;\nSELECT id FROM orders WHERE made = '2024-03-01';\n",
     )
     .unwrap();
-    let (path, file) = (path.to_str().unwrap(), file.to_str().unwrap());
-    let indexes = || -> Vec<String> {
-        let mut asked = connection
-            .prepare("SELECT name FROM sqlite_schema WHERE type = 'index' ORDER BY name")
-            .unwrap();
-        asked
-            .query_map([], |row| row.get(0))
+    file
+}
+
+/// The names of a database's indexes.
+fn indexes(path: &Path) -> Vec<String> {
+    let connection = Connection::open(path).unwrap();
+    let mut asked = connection
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'index' ORDER BY name")
+        .unwrap();
+    asked
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
+}
+
+/// Asserts that an index was made for what is asked and one of two was dropped.
+fn assert_tuned(path: &Path) {
+    let after = indexes(path);
+    assert!(
+        after.len() == 2
+            && after[0].starts_with("fettler_orders_customer")
+            && after[1] == "made_again",
+        "{after:?}"
+    );
+}
+
+/// Applies by one attempt after the other, each killed at one of [`PLACES`], until the job ends. Gives the job.
+fn applied_under_kills(fettler: Installation, words: &[&str]) -> (Installation, Running, Value) {
+    let latches = fettler.path("latches");
+    std::fs::create_dir(&latches).unwrap();
+    let fettler = fettler
+        .with_short_leases()
+        .with("FETTLER_FAULT_POINT", PLACES.join(","))
+        .with("FETTLER_FAULT_LATCHES", latches.to_str().unwrap());
+    let mut up = fettler.start_worker();
+    let submitted = fettler.json(&[words, &["--apply", "--detach"]].concat());
+    let mut job = Value::Null;
+    wait_until("the job ends", PATIENCE, || {
+        if !up.runs() {
+            up = fettler.start_worker();
+        }
+        job = fettler.json(&["jobs", "show", text(&submitted, "job")]);
+        ["succeeded", "dead"].contains(&text(&job, "state"))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {job:#} {}", up.log()));
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    // After the first death the job runs in a process of its own: that one dies next, not the worker.
+    assert_eq!(job["attempts"], 1 + PLACES.len(), "{job:#}");
+    for place in PLACES {
+        assert!(latches.join(place).exists(), "nobody was killed at {place}");
+    }
+    (fettler, up, job)
+}
+
+#[rstest]
+fn p3_sqlite_is_tuned_once_wherever_its_worker_is_killed(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let fettler = Installation::of_size(size).without_workers();
+    let (path, file) = (make_shop(&fettler), make_statements(&fettler));
+    let tune = ["tune", path.to_str().unwrap(), "--statements"];
+    let tune = [&tune[..], &[file.to_str().unwrap(), "--observe", "0"]].concat();
+    let (fettler, mut up, job) = applied_under_kills(fettler, &tune);
+    assert_eq!(states(&job["result"]), ["kept"; 3], "{job:#}");
+    assert_tuned(&path);
+    let again = fettler.json(&[&tune[..], &["--apply"]].concat());
+    assert_eq!(states(&again), [""; 0], "{again:#}");
+    let undone = fettler.json(&["tune", "undo", text(&job, "id")]);
+    assert_eq!(states(&undone), ["undone"; 3], "{undone:#}");
+    assert_eq!(indexes(&path), ["made", "made_again"]);
+    assert_eq!(up.terminate(), 0, "{}", up.log());
+}
+
+#[rstest]
+fn p3_redis_is_tuned_once_wherever_its_worker_is_killed(
+    #[values(Size::Embedded, Size::Fleet)] size: Size,
+) {
+    let server = redis_to_tune();
+    fill(&server);
+    let settings = || {
+        let mut connection = redis::Client::open(server.url())
             .unwrap()
-            .map(Result::unwrap)
-            .collect()
+            .get_connection()
+            .unwrap();
+        redis::cmd("CONFIG")
+            .arg("GET")
+            .arg("*")
+            .query::<BTreeMap<String, String>>(&mut connection)
+            .unwrap()
     };
+    let before = settings();
+    let fettler = Installation::of_size(size).without_workers();
+    let (fettler, mut up, job) = applied_under_kills(fettler, &["tune", &server.url()]);
+    assert_eq!(states(&job["result"]), ["kept", "kept"], "{job:#}");
+    let changed = settings();
+    let count = changed
+        .iter()
+        .filter(|(name, value)| before[*name] != **value)
+        .count();
+    assert_eq!(count, 2, "{before:#?} {changed:#?}");
+    let again = fettler.json(&["tune", &server.url(), "--apply"]);
+    assert_eq!(states(&again), [""; 0], "{again:#}");
+    let undone = fettler.json(&["tune", "undo", text(&job, "id")]);
+    assert_eq!(states(&undone), ["undone", "undone"], "{undone:#}");
+    assert_eq!(settings(), before);
+    assert_eq!(up.terminate(), 0, "{}", up.log());
+}
+
+#[test]
+fn sqlite_is_tuned_by_statements_and_taken_back() {
+    let fettler = Installation::new();
+    let (database, file) = (make_shop(&fettler), make_statements(&fettler));
+    let (path, file) = (database.to_str().unwrap(), file.to_str().unwrap());
     let look = fettler.json(&["tune", path, "--statements", file]);
     assert_eq!(look["judged_by"], "copy", "{look:#}");
     assert_eq!(look["statements"], 2);
@@ -76,7 +194,11 @@ fn sqlite_is_tuned_by_statements_and_taken_back() {
     );
     assert_eq!(found(&look, "tune_index_redundant"), ["made"]);
     assert_eq!(found(&look, "tune_statistics"), [""]);
-    assert_eq!(indexes(), ["made", "made_again"], "a look changes nothing");
+    assert_eq!(
+        indexes(&database),
+        ["made", "made_again"],
+        "a look changes nothing"
+    );
 
     let done = fettler.json(&[
         "tune",
@@ -88,13 +210,7 @@ fn sqlite_is_tuned_by_statements_and_taken_back() {
         "0",
     ]);
     assert_eq!(states(&done), ["kept"; 3], "{done:#}");
-    let after = indexes();
-    assert!(
-        after.len() == 2
-            && after[0].starts_with("fettler_orders_customer")
-            && after[1] == "made_again",
-        "{after:?}"
-    );
+    assert_tuned(&database);
     let again = fettler.json(&[
         "tune",
         path,
@@ -108,7 +224,7 @@ fn sqlite_is_tuned_by_statements_and_taken_back() {
     assert_eq!(again["findings"].as_array().unwrap().len(), 0, "{again:#}");
     let undone = fettler.json(&["tune", "undo", text(&done, "job")]);
     assert_eq!(states(&undone), ["undone"; 3], "{undone:#}");
-    assert_eq!(indexes(), ["made", "made_again"]);
+    assert_eq!(indexes(&database), ["made", "made_again"]);
 
     for (arguments, part) in [
         (["--statements", "/nowhere/s.sql"], "/nowhere/s.sql"),
@@ -122,12 +238,7 @@ fn sqlite_is_tuned_by_statements_and_taken_back() {
 
 #[test]
 fn redis_is_tuned_and_taken_back() {
-    let server = RedisServer::start(
-        RedisOptions::new()
-            .setting("maxmemory", "1gb")
-            .setting("maxmemory-policy", "volatile-lru"),
-    )
-    .unwrap();
+    let server = redis_to_tune();
     let fettler = Installation::new();
     let look = fettler.json(&["tune", &server.url(), "--apply"]);
     assert_eq!(look["findings"].as_array().unwrap().len(), 0, "{look:#}");
@@ -143,6 +254,16 @@ fn redis_is_tuned_and_taken_back() {
         [""; 0],
         "what somebody has undone is not done again: {last:#}"
     );
+}
+
+/// A server of which two settings do not fit what [`fill`] puts into it.
+fn redis_to_tune() -> RedisServer {
+    RedisServer::start(
+        RedisOptions::new()
+            .setting("maxmemory", "1gb")
+            .setting("maxmemory-policy", "volatile-lru"),
+    )
+    .unwrap()
 }
 
 /// One key that is large.

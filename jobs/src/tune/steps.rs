@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use fettler_engine::{EngineError, StatementError, Workbench};
+use fettler_fault_points::{Point, reached};
 use fettler_model::{
     ActionKind, Engine, JobId, Measurement, Problem, Timestamp, TuningAction, TuningRecord,
     TuningState,
@@ -61,6 +62,7 @@ impl Work<'_> {
         };
         // From here on whoever comes later can take it back.
         self.write(&record).await?;
+        reached(Point::TuneWritten);
         self.make(&mut record).await?;
         if record.state == TuningState::Observing {
             self.observe(&mut record, observe_seconds).await?;
@@ -178,6 +180,7 @@ impl Work<'_> {
                 }
             }
         }
+        reached(Point::TuneMade);
         record.state = TuningState::Observing;
         record.applied = Some(Timestamp::now());
         // Since the statements were counted they went on for as long as it took: that was still before.
