@@ -123,6 +123,8 @@ fn applied_under_kills(fettler: Installation, words: &[&str]) -> (Installation, 
     for place in PLACES {
         assert!(latches.join(place).exists(), "nobody was killed at {place}");
     }
+    // Its success is told as one, and only once.
+    assert!(!up.log().contains("the job ended"), "{}", up.log());
     (fettler, up, job)
 }
 

@@ -17,7 +17,7 @@ use fettler_engine::ProgressMeter;
 use fettler_fault_points::{Point, reached};
 use fettler_jobs::{DynKind, JobContext, JobRecord, StopReason, Stopping, check_load};
 use fettler_ledger::{Claimed, Ended, Ending, Fencing, LedgerError};
-use fettler_model::{ErrorClass, JobWindow, LoadLimits, Problem, SlotClass};
+use fettler_model::{ErrorClass, JobState, JobWindow, LoadLimits, Problem, SlotClass};
 use fettler_telemetry::metric;
 use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
@@ -423,6 +423,10 @@ impl Attempt {
         let mut pause = FIRST_REPORT_PAUSE;
         loop {
             let error = match shared.ledger.complete(self.fencing(), ending.clone()).await {
+                // Its own process has told of its end, and was not killed.
+                Ok(Ended::Final(JobState::Succeeded)) if matches!(ending, Ending::Died { .. }) => {
+                    return;
+                }
                 Ok(ended) => {
                     self.count_end(&ending);
                     return self.log_end(&ending, &ended);
