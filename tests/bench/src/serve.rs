@@ -10,7 +10,7 @@ use fettler_test_servers::{
 use crate::{Result, stand};
 
 /// What the server of MongoDB's protocol, which keeps everything in memory, may take.
-const MONGODB_MEGABYTES: u32 = 8192;
+const MONGODB_MEGABYTES: u32 = 16_384;
 
 #[derive(Args)]
 pub struct Options {
