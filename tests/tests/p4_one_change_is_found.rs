@@ -287,7 +287,7 @@ fn p4_one_change_of_each_type_of_redis_is_found() {
 
 #[test]
 fn p4_one_change_in_each_collection_of_mongodb_is_found() {
-    let memory = u32::try_from(1024 + 60 * scale()).unwrap();
+    let memory = u32::try_from(1024 + 100 * scale()).unwrap();
     let start = || match scale() {
         1 => MongodbServer::start(MongodbKind::WithOplog).unwrap(),
         _ => MongodbServer::start_with_memory(memory).unwrap(),
