@@ -11,8 +11,10 @@ use redis::cmd;
 
 use super::place::{Kind, PASSWORD, Place};
 use crate::common::{
-    Attempt, ENGINE, back_up, client, facts, mismatches, noise, prove, restore, target, try_back_up,
+    Attempt, ENGINE, back_up, client, facts, fill, mismatches, noise, options, prove, restore,
+    target, try_back_up,
 };
+use crate::login::certify;
 
 fn sentinel_of(place: &mut Place) -> &mut SentinelRedis {
     match place {
@@ -212,4 +214,49 @@ async fn nobody_who_answers_is_unreachable() {
         error.to_string().contains("no node of a cluster"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sentinel_and_a_server_that_speak_tls_are_asked_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    certify(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let speaks_tls = |options: RedisOptions| {
+        options
+            .port_setting("tls-port")
+            .setting("tls-replication", "yes")
+            .setting("tls-cert-file", &file("server.pem"))
+            .setting("tls-key-file", &file("server.key"))
+            .setting("tls-ca-cert-file", &file("ca.pem"))
+            .setting("tls-auth-clients", "yes")
+    };
+    let server = RedisServer::start(speaks_tls(options().password(PASSWORD))).unwrap();
+    fill(&mut client(&server.url()));
+    // It is watched, and named, where it speaks TLS.
+    let watched = server.port_of("tls-port").unwrap();
+    let watches = RedisOptions::new()
+        .password(PASSWORD)
+        .sentinel_of(watched, "shop");
+    let sentinel = RedisServer::start(speaks_tls(watches)).unwrap();
+    let place = format!(
+        "://:{PASSWORD}@127.0.0.1:{}/shop",
+        sentinel.port_of("tls-port").unwrap()
+    );
+    let own = [file("ca.pem"), file("client.pem"), file("client.key")];
+    let url = format!(
+        "rediss+sentinel{place}?ca={}&cert={}&key={}",
+        own[0], own[1], own[2]
+    );
+    let (backup, report) = back_up(&url).await;
+    assert_eq!(prove(&backup, &report).await, Vec::<String>::new());
+
+    let plain = format!("redis+sentinel{place}");
+    let error = ENGINE.identify(&target(&plain)).await.unwrap_err();
+    assert!(
+        matches!(error, EngineError::Unreachable { .. }),
+        "{error:?}"
+    );
+    let untrusted = format!("rediss+sentinel{place}?cert={}&key={}", own[1], own[2]);
+    let error = ENGINE.identify(&target(&untrusted)).await.unwrap_err();
+    assert_eq!(Problem::from(error).code, "engine.missing.tls");
 }
