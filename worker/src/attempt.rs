@@ -423,12 +423,12 @@ impl Attempt {
         let mut pause = FIRST_REPORT_PAUSE;
         loop {
             let error = match shared.ledger.complete(self.fencing(), ending.clone()).await {
-                // Its own process has told of its end, and was not killed.
+                // Its own process, which counts for nobody, has told of its end, and was not killed.
                 Ok(Ended::Final(JobState::Succeeded)) if matches!(ending, Ending::Died { .. }) => {
-                    return;
+                    return self.count_end("succeeded");
                 }
                 Ok(ended) => {
-                    self.count_end(&ending);
+                    self.count_end(outcome(&ending));
                     return self.log_end(&ending, &ended);
                 }
                 Err(error) => error,
@@ -469,18 +469,8 @@ impl Attempt {
         }
     }
 
-    fn count_end(&self, ending: &Ending) {
+    fn count_end(&self, outcome: &'static str) {
         let job = &self.claimed.job;
-        let outcome = match ending {
-            Ending::Succeeded { .. } => "succeeded",
-            Ending::Died { .. } => "lost",
-            Ending::Failed { problem } => match problem.class {
-                ErrorClass::Snooze => "snoozed",
-                ErrorClass::Interrupted => "interrupted",
-                ErrorClass::Cancelled => "cancelled",
-                ErrorClass::Transient | ErrorClass::Permanent => "failed",
-            },
-        };
         metrics::counter!(
             metric::ATTEMPTS,
             "tenant" => job.tenant.to_string(),
@@ -512,6 +502,20 @@ impl Attempt {
                 tracing::warn!(%problem, %state, "the job ended");
             }
         }
+    }
+}
+
+/// What the counters call the end of an attempt.
+const fn outcome(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Succeeded { .. } => "succeeded",
+        Ending::Died { .. } => "lost",
+        Ending::Failed { problem } => match problem.class {
+            ErrorClass::Snooze => "snoozed",
+            ErrorClass::Interrupted => "interrupted",
+            ErrorClass::Cancelled => "cancelled",
+            ErrorClass::Transient | ErrorClass::Permanent => "failed",
+        },
     }
 }
 
