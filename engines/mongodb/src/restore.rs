@@ -243,6 +243,9 @@ async fn restore_with(
             message: "users and roles of the backup were not restored: make them on the target"
                 .to_owned(),
         });
+        outcome
+            .warnings
+            .extend(left_alone(&mut session, &jobs).await?);
     }
     Ok(outcome)
 }
@@ -407,19 +410,10 @@ async fn make_room(
     if !in_the_way.is_empty() && !overwrite {
         let names: Vec<String> = in_the_way
             .iter()
-            .take(NAMED)
             .map(|(database, name)| format!("{database}.{name}"))
             .collect();
-        let more = match in_the_way.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
         return Err(EngineError::NotEmpty {
-            what: format!(
-                "{} has {}{more} already",
-                session.server(),
-                names.join(", ")
-            ),
+            what: format!("{} has {} already", session.server(), some_of(&names)),
             remedy: REPLACE_IT.to_owned(),
         });
     }
@@ -427,6 +421,39 @@ async fn make_room(
         drop_collection(context, session, database, name).await?;
     }
     Ok(())
+}
+
+/// Tells what is in the restored databases and was not in the backup, or not at its moment.
+async fn left_alone(session: &mut Session, jobs: &[Job]) -> Result<Option<Warning>, EngineError> {
+    let restored: BTreeSet<String> = jobs.iter().map(Job::place).collect();
+    let databases: BTreeSet<&str> = jobs.iter().map(|job| job.database.as_str()).collect();
+    let mut others = Vec::new();
+    for database in databases {
+        let there = catalog::collections(session, database).await?;
+        others.extend(
+            there
+                .iter()
+                .map(|one| format!("{database}.{}", one.name))
+                .filter(|place| !restored.contains(place)),
+        );
+    }
+    Ok((!others.is_empty()).then(|| Warning {
+        code: "mongodb.left_alone".to_owned(),
+        message: format!(
+            "{} had {} already, which the backup does not have: remove what is not wanted",
+            session.server(),
+            some_of(&others)
+        ),
+    }))
+}
+
+/// The first names, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    let shown = names[..names.len().min(NAMED)].join(", ");
+    match names.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 async fn drop_collection(

@@ -168,7 +168,12 @@ async fn try_restore_to(
         .await
 }
 
-async fn restore_to(log: &MemoryLog, based: &Based, at: Timestamp, copy: &MongodbServer) {
+async fn restore_to(
+    log: &MemoryLog,
+    based: &Based,
+    at: Timestamp,
+    copy: &MongodbServer,
+) -> RestoreReport {
     let options = RestoreOptions {
         overwrite: true,
         ..RestoreOptions::default()
@@ -185,6 +190,15 @@ async fn restore_to(log: &MemoryLog, based: &Based, at: Timestamp, copy: &Mongod
         "{:?}",
         report.warnings
     );
+    report
+}
+
+/// Whether a restore says that it left a collection alone which was not in the backup, and names it.
+fn left_alone(report: &RestoreReport, place: &str) -> bool {
+    report
+        .warnings
+        .iter()
+        .any(|warning| warning.code == "mongodb.left_alone" && warning.message.contains(place))
 }
 
 fn only(name: &str) -> RestoreOptions {
@@ -342,10 +356,15 @@ async fn random_moments_hold_exactly_what_was_acknowledged_up_to_them() {
     for attempt in 0..tries {
         let micros = rand::rng().random_range(began.micros()..=ended.micros());
         let at = whole_millis(micros);
-        restore_to(&log, &based, at, &copy).await;
+        let report = restore_to(&log, &based, at, &copy).await;
         let acknowledged = written.iter().filter(|one| one.acknowledged <= at).count();
         let begun = written.iter().filter(|one| one.began < at).count();
-        let found = items(&copy);
+        // Before the first write there was no such collection: what an earlier try has left stays.
+        let found = if left_alone(&report, "shop.items") {
+            BTreeMap::new()
+        } else {
+            items(&copy)
+        };
         let fits = (acknowledged..=begun).find(|count| after(&written, *count) == found);
         let Some(fits) = fits else {
             let nearest = (0..=written.len()).find(|count| after(&written, *count) == found);
@@ -361,6 +380,34 @@ async fn random_moments_hold_exactly_what_was_acknowledged_up_to_them() {
     println!("{tries} moments, {} writes: {seen:?}", written.len());
     assert!(written.iter().map(|one| one.number).is_sorted());
     assert!(seen.iter().any(|count| *count > 0), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_came_after_the_moment_is_left_alone_and_named() {
+    let (source, copy) = (with_oplog(), with_oplog());
+    let mut writer = client(&source);
+    writer.insert("shop", "orders", orders(0, 3));
+    let based = Based::of(&source.url()).await;
+    let archive = Archiving::begin(&source.url(), based.start());
+    archive.caught_up().await;
+    let before = Timestamp::now();
+    writer.insert("shop", "later", [doc! { "_id": 1 }]);
+    archive.caught_up().await;
+    let log = archive.end().await;
+
+    let now = last_moment(&log, &based.base);
+    assert!(!left_alone(
+        &restore_to(&log, &based, now, &copy).await,
+        "shop."
+    ));
+    let report = restore_to(&log, &based, before, &copy).await;
+    assert!(
+        left_alone(&report, "shop.later"),
+        "it was there already: {:?}",
+        report.warnings
+    );
+    assert_eq!(client(&copy).count("shop", "later"), 1);
+    assert_eq!(client(&copy).count("shop", "orders"), 3);
 }
 
 /// Removes what the oplog has, as a server does whose oplog is too small. This one puts new entries where the removed ones were
