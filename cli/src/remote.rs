@@ -1,7 +1,7 @@
 //! Another Fettler, over HTTP: the side of the commands with `--server`. A refusal comes back as the problem
 //! that the other side named, so that a reader sees the same words as beside the ledger.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fettler_api::http::{Page, ProblemDocument};
@@ -21,6 +21,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const CONNECT_WITHIN: Duration = Duration::from_secs(15);
 /// A longer answer is none of ours.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// For how long one request is sent again while the other side says that it is asked too often.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How many rows are asked for at once.
 const PAGE: usize = 500;
 /// An event is not longer.
@@ -121,13 +123,26 @@ impl Remote {
         ))
     }
 
-    /// Sends a request, and gives its answer when it is one that was hoped for.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| self.away(&error))?;
-        if response.status().is_success() {
+    /// Sends a request, and gives its answer when it is one that was hoped for. Where the other side is asked too often, it
+    /// has done nothing yet: the request is sent again when it says so.
+    async fn send(&self, mut request: RequestBuilder) -> Result<Response, Failure> {
+        let began = Instant::now();
+        let response = loop {
+            let again = request.try_clone();
+            let response = request.send().await.map_err(|error| self.away(&error))?;
+            match (again, pause_asked_for(&response)) {
+                (Some(again), Some(pause)) if began.elapsed() + pause <= PATIENCE => {
+                    tracing::debug!(?pause, "the server is asked too often");
+                    tokio::time::sleep(pause).await;
+                    request = again;
+                }
+                _ => break response,
+            }
+        };
+        let status = response.status();
+        if status.is_success() {
             return Ok(response);
         }
-        let status = response.status();
         let body = self.body(response).await?;
         let Ok(problem) = serde_json::from_slice::<ProblemDocument>(&body) else {
             return Err(self.strange(&status.to_string()));
@@ -366,6 +381,15 @@ fn read_event(block: &str) -> Option<ServerEvent> {
         }
     }
     (!event.name.is_empty() || !event.data.is_empty()).then_some(event)
+}
+
+/// How long the other side wants to be left alone, if it was asked too often.
+fn pause_asked_for(response: &Response) -> Option<Duration> {
+    (response.status() == StatusCode::TOO_MANY_REQUESTS)
+        .then(|| response.headers().get(header::RETRY_AFTER)?.to_str().ok())
+        .flatten()
+        .and_then(|seconds| seconds.parse().ok())
+        .map(Duration::from_secs)
 }
 
 /// What the other side said, as a failure of this one.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use fettler_tests::{
-    Installation, Shared,
+    Installation, Shared, http,
     servers::{PgMajor, PostgresServer, TcpProxy, wait_until},
     sqlite, url_of,
 };
@@ -92,6 +92,25 @@ fn a_job_is_submitted_watched_cancelled_and_repeated_by_curl_as_the_readme_says(
         1,
         "the one that the workflow made"
     );
+}
+
+#[test]
+fn a_command_that_comes_too_often_waits_as_long_as_it_is_told() {
+    let installation = Installation::new().with("FETTLER_API__REQUESTS_PER_SECOND", "1");
+    let up = installation.start(&["up", "--listen", "127.0.0.1:0"]);
+    let url = url_of(&up);
+    let file = std::fs::read_to_string(installation.folder().join("api.token")).unwrap();
+    let authorization = format!("Bearer {}", file.lines().nth(1).unwrap());
+    let headers = [("Authorization", authorization.as_str())];
+    let address = url.strip_prefix("http://").unwrap();
+    for command in [vec!["jobs"], vec!["pause"]] {
+        wait_until("it is too often", PATIENCE, || {
+            let (status, _) = http::send(address, "GET", "/api/v1/jobs", &headers, "").unwrap();
+            status == 429
+        })
+        .unwrap();
+        installation.json(&[vec!["--server", &url], command].concat());
+    }
 }
 
 #[test]
