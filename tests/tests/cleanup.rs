@@ -349,7 +349,7 @@ fn p7_rows_that_somebody_holds_are_not_waited_for_and_stay() {
     .stdout(std::process::Stdio::null())
     .spawn()
     .unwrap();
-    fettler_tests::servers::wait_until("the rows are held", std::time::Duration::from_secs(20), || {
+    fettler_tests::servers::wait_until("the rows are held", std::time::Duration::from_secs(60), || {
         number(&database, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND datname = current_database() AND pid <> pg_backend_pid()") > 0
     })
     .unwrap();

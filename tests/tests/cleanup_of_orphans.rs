@@ -218,7 +218,7 @@ fn p7_idle_sessions_are_ended_and_those_that_work_are_not() {
             "SELECT string_agg(application_name, ' ' ORDER BY application_name) FROM pg_stat_activity WHERE datname = current_database() AND application_name IN ('stuck', 'idle', 'works')",
         )
     };
-    wait_until("the sessions are there", Duration::from_secs(20), || {
+    wait_until("the sessions are there", Duration::from_secs(60), || {
         there() == "idle stuck works"
     })
     .unwrap();
@@ -256,13 +256,13 @@ fn p7_idle_sessions_are_ended_and_those_that_work_are_not() {
             .unwrap()
             .contains("stuck")
     );
-    wait_until("the session is gone", Duration::from_secs(20), || {
+    wait_until("the session is gone", Duration::from_secs(60), || {
         there() == "idle works"
     })
     .unwrap();
     let ended = fettler.json(&["cleanup", &url, "--sessions", "--idle", "1s"]);
     assert_eq!(ended["removed"]["removed"], 1, "{ended:#}");
-    wait_until("the session is gone", Duration::from_secs(20), || {
+    wait_until("the session is gone", Duration::from_secs(60), || {
         there() == "works"
     })
     .unwrap();

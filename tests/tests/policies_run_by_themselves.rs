@@ -49,7 +49,7 @@ fn a_policy_backs_up_while_other_commands_look_on() {
 fn a_second_up_on_one_folder_is_refused_with_the_first_one_named() {
     let fettler = Installation::new();
     let first = fettler.start(&["up"]);
-    wait_until("it is up", Duration::from_secs(20), || {
+    wait_until("it is up", Duration::from_secs(60), || {
         fettler.run(&["jobs", "--json"]).code == 0 && !first.log().is_empty()
     })
     .unwrap();

@@ -230,7 +230,7 @@ async fn a_server_that_goes_away_is_a_transient_error_and_a_stop_is_obeyed(
     slow.wait_for_bytes_to_client(50_000, Duration::from_secs(60))
         .unwrap();
     stop.cancel();
-    let ended = tokio::time::timeout(Duration::from_secs(10), backup)
+    let ended = tokio::time::timeout(Duration::from_secs(30), backup)
         .await
         .unwrap()
         .unwrap();

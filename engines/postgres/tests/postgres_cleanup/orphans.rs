@@ -14,7 +14,7 @@ use fettler_test_servers::{PgMajor, PostgresOptions, PostgresServer, TestDatabas
 
 use super::{context, database, nothing, planned};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn clean(url: &str, what: CleanupAction) -> (CleanupPlan, CleanupRemoved) {
     let (target, plan) = planned(url, what).await;

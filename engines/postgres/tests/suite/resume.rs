@@ -109,7 +109,7 @@ async fn p3_a_restore_that_is_cut_off_anywhere_goes_on_and_doubles_nothing() {
             "t"
         );
         assert!(read_in_all < 6 * total, "{read_in_all} of {total}");
-        wait_until("the sessions to end", Duration::from_secs(20), || {
+        wait_until("the sessions to end", Duration::from_secs(60), || {
             sessions(server, job) == 0
         })
         .unwrap();
@@ -219,7 +219,7 @@ async fn a_backup_that_is_cancelled_stops_soon_and_leaves_no_session() {
             .unwrap_err();
         assert!(matches!(error, EngineError::Stopped), "{error}");
         let job = attempt.context.attempt.job;
-        wait_until("the sessions to end", Duration::from_secs(20), || {
+        wait_until("the sessions to end", Duration::from_secs(60), || {
             sessions(server, job) == 0
         })
         .unwrap();
@@ -250,7 +250,7 @@ async fn a_new_attempt_ends_the_sessions_of_the_one_before() {
         .args(["-c", "SELECT pg_sleep(600)"])
         .spawn()
         .unwrap();
-    wait_until("the old session", Duration::from_secs(20), || {
+    wait_until("the old session", Duration::from_secs(60), || {
         sessions(server, job) == 1
     })
     .unwrap();

@@ -138,7 +138,7 @@ async fn a_private_server_ends_with_its_worker_and_can_be_removed_by_another_pro
     let (_, artefact) = killed_worker(false);
     wait_until(
         "the server to end with its worker",
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         || has_ended(&artefact),
     )
     .unwrap();

@@ -14,7 +14,7 @@ use crate::common::{
     target,
 };
 
-const WAIT: Duration = Duration::from_secs(20);
+const WAIT: Duration = Duration::from_secs(60);
 
 fn folder_of(artefact: &Artefact) -> PathBuf {
     artefact.data["folder"].as_str().unwrap().into()
@@ -132,7 +132,7 @@ fn helper(path: Option<&str>) -> (std::process::Child, String) {
         command.env("PATH", path);
     }
     let child = command.spawn().unwrap();
-    wait_until("the helper to say something", WAIT * 3, || {
+    wait_until("the helper to say something", WAIT, || {
         place.path().join("said").exists()
     })
     .unwrap();
