@@ -1,4 +1,4 @@
-"""MongoDB's protocol beside mongodump and mongorestore, on the server in memory that the tests have."""
+"""MongoDB's protocol beside mongodump and mongorestore, on the servers that the tests have."""
 
 import hashlib
 import shutil
@@ -14,8 +14,10 @@ go 1.22
 require github.com/mongodb/mongo-tools v0.0.0-20240723193119-837c2bc263f4
 """
 BYTES_A_DOCUMENT = 420
-# mongodump says no size of batches, and this server then answers with all that is left: more than 48 MB of one collection it could not read.
+# mongodump says no size of batches, and the server in Java then answers with all that is left: more than 48 MB of one collection it could not read.
 DOCUMENTS_A_COLLECTION = 50_000
+# Which servers there are, and how much each can hold: the one in memory keeps its log there too.
+SERVERS = {"mongodb": ("in Java, in memory", 256), "ferretdb": ("FerretDB over PostgreSQL", 1 << 20)}
 
 
 def install(folder):
@@ -48,7 +50,14 @@ def document(at, salt):
 
 def bench(programs, scratch, size_mb, rounds, peers):
     tools = install(peers / "mongo-tools")
-    with Served(programs, "mongodb") as server:
+    for engine, (name, most_mb) in SERVERS.items():
+        folder = scratch / engine
+        folder.mkdir()
+        bench_on(engine, name, programs, folder, min(size_mb, most_mb), rounds, tools)
+
+
+def bench_on(engine, name, programs, scratch, size_mb, rounds, tools):
+    with Served(programs, engine) as server:
         def fill(first, last, salt):
             folder = scratch / "fill" / "shop"
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +69,7 @@ def bench(programs, scratch, size_mb, rounds, peers):
 
         documents = size_mb * 2**20 // BYTES_A_DOCUMENT
         fill(0, documents, "first")
-        turns = Turns(f"MongoDB's protocol (a server in Java), {documents:,} documents", server, programs / "fettler", scratch, rounds)
+        turns = Turns(f"MongoDB's protocol ({name}), {documents:,} documents", server, programs / "fettler", scratch, rounds)
         turns.run(
             {"mongodump --gzip": lambda folder: [tools / "mongodump", "--quiet", "--gzip", f"--uri={server.url}", f"--out={folder}"]},
             {"fettler restore": lambda work: turns.restore(work, "--overwrite"),

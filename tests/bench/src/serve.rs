@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use clap::{Args, ValueEnum};
 use fettler_test_servers::{
-    ClickhouseServer, ClickhouseVersion, MongodbServer, SearchKind, SearchServer,
+    ClickhouseServer, ClickhouseVersion, MongodbKind, MongodbServer, SearchKind, SearchServer,
 };
 
 use crate::{Result, stand};
@@ -23,6 +23,7 @@ pub struct Options {
 enum Engine {
     Redis,
     Mongodb,
+    Ferretdb,
     Clickhouse,
     Opensearch,
 }
@@ -36,6 +37,10 @@ pub fn run(options: &Options) -> Result<()> {
         }
         Engine::Mongodb => {
             let server = MongodbServer::start_with_memory(MONGODB_MEGABYTES)?;
+            serve(&server.url())
+        }
+        Engine::Ferretdb => {
+            let server = MongodbServer::start(MongodbKind::OnDisk)?;
             serve(&server.url())
         }
         Engine::Clickhouse => {
